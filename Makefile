@@ -1,0 +1,64 @@
+# `make run` and `make test` set up what they need: Python 3.11+ with pip and venv is enough.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?=
+STRESS_SECONDS ?= 10
+
+# What the tests talk to, by Debian's names.
+PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
+	php-cli php-memcached prometheus openssl
+
+.PHONY: run check test test-all lint system stress clean
+
+run: .venv/run
+	@if [ -n "$$MEMCACHIER_SERVERS$$MEMCACHE_SERVERS$$MEMTUNNEL_SERVER$$MEMTUNNEL_CONFIG" ]; then \
+		exec $(BIN)/memtunnel $(RUN); else exec $(BIN)/memtunnel --demo $(RUN); fi
+
+check: .venv/run
+	$(BIN)/memtunnel check
+
+test: .venv/test system
+	$(BIN)/pytest -m "not full"
+
+test-all: lint system
+	$(BIN)/pytest
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Installs what the tests talk to where that is possible; the tests say what they skip.
+system:
+	@missing=""; for package in $(PACKAGES); do \
+		dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing:$$missing"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "not installed, some tests will be skipped:$$missing"; fi
+
+stress:
+	@command -v memtier_benchmark >/dev/null || { \
+		echo "memtier_benchmark is not on PATH; it is to be had at"; \
+		echo "https://github.com/RedisLabs/memtier_benchmark"; exit 1; }
+	memtier_benchmark --server=127.0.0.1 --port=11211 --protocol=memcache_binary \
+		--threads=2 --clients=25 --data-size=100 --ratio=1:10 --key-maximum=10000 \
+		--test-time=$(STRESS_SECONDS) --hide-histogram
+
+.venv/run: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "memtunnel needs Python 3.11 or newer; PYTHON=/path/to/python3 names another"; exit 1; }
+	@$(PYTHON) -m venv .venv || { \
+		echo "Python's venv is missing (on Debian: apt-get install python3-venv)"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/test: .venv/run
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,34 @@
+"""The console script: ``memtunnel`` runs the tunnel in the foreground, or one of its tools."""
+
+import sys
+from collections.abc import Callable
+from typing import Final
+
+#: By word: the module of the tool, each with a ``main(arguments) -> exit status``.
+TOOLS: Final = ("check", "ca")
+
+
+def main() -> None:
+    """Run what the command line asks for; ends the process."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in TOOLS:
+        sys.exit(tool(arguments[0])(arguments[1:]))
+    from twisted.scripts.twistd import run
+
+    sys.argv[1:] = ["--nodaemon", "--pidfile=", "memtunnel", *arguments]
+    run()
+
+
+def tool(word: str) -> Callable[[list[str]], int]:
+    """The entry point of a tool, imported only when it is asked for."""
+    if word == "check":
+        from memtunnel.check import main as check
+
+        return check
+    from memtunnel.ca import main as ca
+
+    return ca
+
+
+if __name__ == "__main__":
+    main()

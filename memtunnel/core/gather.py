@@ -1,0 +1,165 @@
+"""One request of a client that takes other requests to servers: STAT, FLUSH, and a SET too large.
+
+The client's request holds its place in the order; a `Gather` owns those that go upstream, and
+settles it once the last of them is settled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from memtunnel.core.outcomes import REASON_STATUS, Reason, degraded, passes, status_index
+from memtunnel.core.request import Request
+from memtunnel.wire.binary import QUIET, Frame, Opcode, Status, answer, refusal, split
+
+if TYPE_CHECKING:
+    from memtunnel.core.session import Session
+
+#: Bytes of statistics that are kept of one server.
+MAX_STATISTICS: Final = 1024 * 1024
+#: Numbers that make no sense as a sum over servers.
+_NO_SUM: Final = frozenset((b"pid", b"uptime", b"time", b"pointer_size"))
+
+
+class Gather:
+    """Collects the outcomes of one request to several servers.
+
+    `slot` is the client's request, `names` those of the servers, by the index in `send`.
+    """
+
+    __slots__ = ("_left", "_names", "_places", "_session", "_slot", "answers", "reason")
+
+    def __init__(self, session: Session, slot: Request, names: list[str]) -> None:
+        self._session = session
+        self._slot = slot
+        self._names = names
+        self._left = len(names)
+        self._places: dict[Request, int] = {}
+        self.answers: list[list[bytes]] = [[] for _ in names]
+        self.reason: Reason | None = None
+        """Why one of the servers did not answer."""
+
+    def expect(self, request: Request, place: int) -> None:
+        """`request` goes to the server at `place`."""
+        self._places[request] = place
+
+    def answered(
+        self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
+    ) -> None:
+        frames = self.answers[self._places[request]]
+        if sum(map(len, frames)) < MAX_STATISTICS:
+            frames.append(data[start:stop])
+        if request.opcode == Opcode.STAT and status == Status.OK and stop - start > 24:
+            return
+        if not passes(request.opcode, status):
+            refused = status == Status.AUTH_FAILED
+            self.failed(request, Reason.REFUSED if refused else Reason.ERROR, now)
+        else:
+            self._settled(request, status_index(status), now)
+
+    def failed(self, request: Request, reason: Reason, now: float) -> None:
+        self.answers[self._places[request]].clear()
+        self.reason = reason
+        self._settled(request, REASON_STATUS[reason], now)
+
+    def unserved(self, request: Request, now: float) -> None:
+        self.failed(request, Reason.NO_UPSTREAM, now)
+
+    def growing(self, request: Request, size: int) -> None:
+        request.size += size
+
+    def conclude(self, slot: Request) -> bytes:
+        """The answer to the client's request."""
+        raise NotImplementedError
+
+    def _settled(self, request: Request, status: int, now: float) -> None:
+        request.answer = b""
+        lane = request.lane
+        assert lane is not None
+        lane.server.counts.answered(request.opcode, status, request.arrived, request.sent, now, now)
+        self._left -= 1
+        if not self._left:
+            reply = self.conclude(self._slot)
+            self._session.conclude(self._slot, reply, now, self.reason)
+
+    def frames(self, place: int) -> list[Frame]:
+        """The frames of one server's answer."""
+        return split(b"".join(self.answers[place]))[0]
+
+
+class FlushGather(Gather):
+    """FLUSH: done only if all configured servers say so."""
+
+    __slots__ = ()
+
+    def conclude(self, slot: Request) -> bytes:
+        if self.reason is not None:
+            errors = self._session.tunnel.policy.errors_on_unavailable
+            return degraded(slot.opcode, slot.opaque, b"", as_error=errors)
+        places = range(len(self.answers))
+        worst = max(frame.status for place in places for frame in self.frames(place))
+        if worst != Status.OK:
+            return refusal(slot.opcode, slot.opaque, worst)
+        return b"" if slot.opcode in QUIET else answer(slot.opcode, slot.opaque)
+
+
+class TooLargeGather(Gather):
+    """A SET whose value is too large: the old value is deleted, as memcached does."""
+
+    __slots__ = ()
+
+    def conclude(self, slot: Request) -> bytes:
+        return refusal(slot.opcode, slot.opaque, Status.TOO_LARGE)
+
+
+class StatGather(Gather):
+    """STAT: one sequence, whatever the servers say.
+
+    Of several servers the numbers are summed, other values are the first server's, and each
+    follows again as ``NAME:statistic``. Servers that do not answer are left out.
+    """
+
+    __slots__ = ()
+
+    def conclude(self, slot: Request) -> bytes:
+        said = [
+            (name, frames)
+            for place, name in enumerate(self._names)
+            if (frames := self.frames(place))
+        ]
+        known = [(name, frames) for name, frames in said if not frames[0].status]
+        if said and not known:
+            # An unknown statistic: one frame, and no terminator after it.
+            return refusal(slot.opcode, slot.opaque, said[0][1][0].status)
+        statistics = [
+            (name, {frame.key: frame.value for frame in frames if frame.key})
+            for name, frames in known
+        ]
+        if len(self._names) == 1:
+            return sequence(slot.opaque, [pair for _, one in statistics for pair in one.items()])
+        return sequence(slot.opaque, merge(statistics))
+
+
+def sequence(opaque: bytes, pairs: list[tuple[bytes, bytes]]) -> bytes:
+    """The answers to a STAT: a frame for each name and value, and the terminator."""
+    frames = [answer(Opcode.STAT, opaque, key=name, value=value) for name, value in pairs]
+    frames.append(answer(Opcode.STAT, opaque))
+    return b"".join(frames)
+
+
+def merge(statistics: list[tuple[str, dict[bytes, bytes]]]) -> list[tuple[bytes, bytes]]:
+    """The statistics of several servers as one list: together first, then each by name."""
+    together: dict[bytes, bytes] = {}
+    for _, values in statistics:
+        for name, value in values.items():
+            known = together.get(name)
+            if known is None:
+                together[name] = value
+            elif name not in _NO_SUM and known.isdigit() and value.isdigit():
+                together[name] = b"%d" % (int(known) + int(value))
+    apart = [
+        (f"{server}:".encode() + name, value)
+        for server, values in statistics
+        for name, value in values.items()
+    ]
+    return [*together.items(), *apart]

@@ -1,0 +1,92 @@
+"""The bytes of one client that do not make a whole frame yet.
+
+The head of a frame is kept until the rest has come, or, where the frame cannot be used, its
+rest is read past without being kept. What a frame means is its session's business.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from memtunnel.core.budget import Budget
+
+#: Bytes of a frame that is kept without asking whether there is memory for it.
+SMALL_FRAME: Final = 1024
+
+
+class Intake:
+    """`since` is when the first byte of the unfinished frame came, 0 where there is none."""
+
+    __slots__ = (
+        "_began",
+        "_budget",
+        "_buffer",
+        "_needed",
+        "_reserved",
+        "_skip",
+        "_then",
+        "since",
+    )
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._buffer = bytearray()
+        self._needed = 0
+        self._reserved = 0
+        self._skip = 0
+        self._then: Callable[[float], None] | None = None
+        self._began = 0.0
+        self.since = 0.0
+
+    def feed(self, data: bytes, now: float) -> bytes:
+        """Take bytes; return those that can be looked at, none while more are needed."""
+        self._began = self.since
+        if self._skip:
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            if self._skip:
+                return b""
+            then, self._then = self._then, None
+            self.clear()
+            assert then is not None
+            then(now)
+            return data[skipped:]
+        if not self._buffer:
+            return data
+        self._buffer += data
+        if len(self._buffer) < self._needed:
+            return b""
+        data = bytes(self._buffer)
+        self.clear()
+        return data
+
+    def keep(self, data: bytes, position: int, needed: int, now: float) -> bool:
+        """Keep the frame that begins at `position` until `needed` bytes of it are there.
+
+        False, and nothing is kept, where there is no memory for so many.
+        """
+        if needed > SMALL_FRAME:
+            if not self._budget.reserve(needed):
+                return False
+            self._reserved = needed
+        self._needed = needed
+        self._buffer += data[position:]
+        self._unfinished(position, now)
+        return True
+
+    def skip(self, size: int, position: int, now: float, then: Callable[[float], None]) -> None:
+        """Read past the next `size` bytes, the rest of the frame at `position`; then call `then`."""
+        self._skip = size
+        self._then = then
+        self._unfinished(position, now)
+
+    def clear(self) -> None:
+        """Forget the unfinished frame."""
+        self._budget.release(self._reserved)
+        self._reserved = 0
+        self._skip = 0
+        self._buffer.clear()
+        self.since = 0.0
+
+    def _unfinished(self, position: int, now: float) -> None:
+        # A frame at the front may have begun with an earlier read.
+        self.since = self._began if position == 0 and self._began else now

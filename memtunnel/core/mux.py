@@ -1,0 +1,233 @@
+"""The requests in flight on one connection to a server.
+
+A multiplexer numbers requests with opaques of its own, joins what a reactor turn brought into
+one write, and matches answers to requests by opaque *and* opcode. What does not match exactly
+makes the whole connection untrustworthy (`Distrust`): it never resynchronises by guessing. It
+does not know where a request comes from, nor what becomes of its answer.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from memtunnel.core.outcomes import Desync, Distrust, Lost, Reason
+from memtunnel.core.request import Request
+from memtunnel.wire.binary import (
+    ANSWER_HEADER,
+    ANSWER_MAGIC,
+    GETS,
+    HEADER_LENGTH,
+    LOUD,
+    OPAQUE,
+    READS,
+    Opcode,
+    Status,
+)
+
+#: Requests that one connection may carry, tombstones included.
+MAX_ENTRIES: Final = 8192
+#: Bytes that may wait to be written to one connection.
+MAX_UNSENT: Final = 16 * 1024 * 1024
+#: An answer that claims a longer body, in bytes, is no answer.
+MAX_BODY: Final = 64 * 1024 * 1024
+
+_MASK: Final = 0xFFFFFFFF
+#: Commands that any login may use: told 0x20, the connection is no longer logged in.
+_LOGIN_PROOF: Final = GETS | {Opcode.NOOP}
+
+
+class Multiplexer:
+    """Numbers requests, and matches answers to them.
+
+    `first_opaque` should be random, so that the answers of another connection do not match by
+    chance. `wake` is called when there is something to write and there was nothing before.
+    `max_value` is the longest value in bytes that is passed on.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_entries",
+        "_max_value",
+        "_needed",
+        "_next",
+        "_skip",
+        "_unsent",
+        "_wake",
+        "draining",
+        "unsent_bytes",
+    )
+
+    def __init__(self, first_opaque: int, wake: Callable[[], None], max_value: int) -> None:
+        self._next = first_opaque & _MASK
+        self._wake = wake
+        self._max_value = max_value
+        self._entries: dict[int, Request] = {}
+        self._unsent: list[Request] = []
+        self.unsent_bytes = 0
+        self._buffer = bytearray()
+        self._needed = 0
+        self._skip = 0
+        self.draining = False
+        """No new requests: it is closed once nothing is in flight."""
+
+    @property
+    def load(self) -> int:
+        """Requests that it carries, tombstones included."""
+        return len(self._entries) + len(self._unsent)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests whose answer the server owes, tombstones included."""
+        return len(self._entries)
+
+    @property
+    def tombstones(self) -> int:
+        """Requests in flight whose answer nobody wants any more."""
+        return sum(1 for request in self._entries.values() if request.owner is None)
+
+    @property
+    def full(self) -> bool:
+        """Whether a bound is reached, so that further requests have to be refused."""
+        return self.load >= MAX_ENTRIES or self.unsent_bytes >= MAX_UNSENT
+
+    def send(self, request: Request) -> None:
+        """Take a request, to be written with the next `take`."""
+        if not self._unsent:
+            self._wake()
+        request.mux = self
+        self._unsent.append(request)
+        self.unsent_bytes += request.size
+
+    def take(self, now: float) -> bytes:
+        """The bytes to write now. From here on their requests count as written."""
+        unsent, self._unsent = self._unsent, []
+        self.unsent_bytes = 0
+        entries = self._entries
+        opaque = self._next
+        pack = OPAQUE.pack
+        parts: list[bytes] = []
+        for request in unsent:
+            if request.mux is not self:
+                continue  # given up before it was written
+            while opaque in entries:
+                opaque = (opaque + 1) & _MASK
+            # Registered before its first byte is written: an answer may overtake the write.
+            entries[opaque] = request
+            request.sent = now
+            frame = request.frame
+            assert frame is not None
+            parts += (frame[:12], pack(opaque), frame[16:])
+            opaque = (opaque + 1) & _MASK
+            if LOUD[request.opcode] not in GETS:
+                request.frame = None
+        self._next = opaque
+        return b"".join(parts)
+
+    def receive(self, data: bytes, now: float) -> int:
+        """Match what the server sent, and tell each request's owner.
+
+        Returns the number of requests of clients that were answered in time. Raises
+        `Distrust`; nothing from the offending byte on was delivered then.
+        """
+        if self._skip:
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            data = data[skipped:]
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._needed:
+                return 0
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        entries = self._entries
+        unpack = ANSWER_HEADER.unpack_from
+        answered = 0
+        position = 0
+        end = len(data)
+        while end - position >= HEADER_LENGTH:
+            magic, opcode, keys, extras, status, body, opaque = unpack(data, position)
+            if magic != ANSWER_MAGIC:
+                raise Distrust(Lost.DESYNC, Desync.MAGIC)
+            if keys + extras > body or body > MAX_BODY:
+                raise Distrust(Lost.DESYNC, Desync.LENGTH)
+            request = entries.get(opaque)
+            if request is None:
+                raise Distrust(Lost.DESYNC, Desync.OPAQUE)
+            if LOUD[request.opcode] != opcode:
+                raise Distrust(Lost.DESYNC, Desync.OPCODE)
+            if status == Status.AUTH_FAILED and opcode in _LOGIN_PROOF:
+                raise Distrust(Lost.LOGIN_LOST)
+            stop = position + HEADER_LENGTH + body
+            owner = request.owner
+            oversize = body - keys - extras > self._max_value
+            if stop > end and not oversize:
+                if owner is not None and self._needed != stop - position:
+                    owner.growing(request, body)
+                self._needed = stop - position
+                break
+            if opcode != Opcode.STAT or not body or status:
+                del entries[opaque]
+                lane = request.lane
+                # A read that was given up left its lane then; a write holds it until now.
+                if lane is not None and (owner is not None or opcode not in READS):
+                    lane.in_flight -= 1
+            else:
+                lane = None  # a sequence: its terminator is still to come
+            if owner is None:
+                request.answer = b""
+            else:
+                if oversize:
+                    request.owner = None
+                    owner.failed(request, Reason.TOO_LARGE, now)
+                else:
+                    owner.answered(request, status, data, position, stop, now)
+                if lane is not None:
+                    answered += 1
+            if lane is not None and lane.waiting and not lane.in_flight:
+                lane.resume(now)
+            if stop > end:
+                self._skip = stop - end
+                return answered
+            position = stop
+        else:
+            if position < end and data[position] != ANSWER_MAGIC:
+                raise Distrust(Lost.DESYNC, Desync.MAGIC)
+            self._needed = HEADER_LENGTH
+        if position < end:
+            self._buffer += data[position:]
+        else:
+            self._needed = 0
+        return answered
+
+    def abandon(self, request: Request, now: float) -> None:
+        """Give up a request that it carries: it times out, or its client has left.
+
+        One that was not written never will be. One that was becomes a tombstone; a write goes
+        on holding its lane to this connection, since what follows it must not overtake it.
+        """
+        lane = request.lane
+        request.mux = None
+        if request.sent:
+            request.owner = None
+            if LOUD[request.opcode] not in READS:
+                return
+        if lane is not None:
+            lane.in_flight -= 1
+            if lane.waiting and not lane.in_flight:
+                lane.resume(now)
+
+    def lose(self) -> tuple[list[Request], list[Request]]:
+        """The connection is gone: give up all requests.
+
+        Returns those that were written, in the order of writing, and those that were not.
+        """
+        written = list(self._entries.values())
+        unsent = [request for request in self._unsent if request.mux is self]
+        self._entries.clear()
+        self._unsent.clear()
+        self._buffer.clear()
+        self.unsent_bytes = 0
+        for request in written:
+            request.mux = None
+        for request in unsent:
+            request.mux = None
+        return written, unsent

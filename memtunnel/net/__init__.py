@@ -1,0 +1,1 @@
+"""What talks to the world: listeners, dialled connections, TLS."""

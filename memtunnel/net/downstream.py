@@ -1,0 +1,288 @@
+"""The local listeners and their clients' connections.
+
+A `Downstream` carries bytes between a transport and a `Session`: it decides when the client is
+read from, and how a connection ends. What the bytes mean is the session's business.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+from typing import Protocol as Interface
+
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from memtunnel.core.session import CHOKED_BYTES, Session
+from memtunnel.core.tunnel import Tunnel
+from memtunnel.net.turn import Turn
+
+#: Seconds that a client may stop in the middle of a frame.
+PARTIAL_TIMEOUT: Final = 10.0
+#: Seconds that a client may leave its answers unread.
+UNREAD_TIMEOUT: Final = 30.0
+#: Seconds that a client is given to close after we have.
+LINGER: Final = 1.0
+
+
+class ListenerCounts(Interface):
+    """What is counted for a listener; `ops.metrics` has the real one."""
+
+    opened: int
+    connections: int
+    received_bytes: int
+    sent_bytes: int
+    rejected: dict[str, int]
+    logins: dict[str, int]
+    protocol_errors: dict[str, int]
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class Downstream(Protocol):
+    """One local client's connection."""
+
+    transport: Any
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._counts = listener.counts
+        self._tunnel = listener.tunnel
+        self._turn = listener.turn
+        self._seconds = listener.seconds
+        self.session = Session(listener.tunnel, listener.counts, self)
+        self.paused = False
+        """Whether we have stopped reading, because the client does not."""
+        self._ended = False
+        """Whether the client has closed its side."""
+        self._waiting = False
+        """Whether frames are held back for the next turn."""
+        self._closing: Any = None
+        self._unread_since = 0.0
+
+    def connectionMade(self) -> None:
+        self._listener.opened(self)
+        handle = self.transport.getHandle()
+        self._quick = handle.setsockopt if handle.family != socket.AF_UNIX else None
+        if self._quick is not None:
+            self.transport.setTcpNoDelay(True)
+            self._acknowledge()
+        self.transport.registerProducer(self, True)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._counts.received_bytes += len(data)
+        if self._closing is not None:
+            return  # read and discarded: a close with unread input would cut the answer short
+        session = self.session
+        session.receive(data, self._seconds())
+        if session.awaits_more:
+            self._acknowledge()
+        if session.held or session.full:
+            self._hold()
+        self._tunnel.flush()
+
+    def flush(self) -> None:
+        """Write what the session has for its client, and see what follows from it."""
+        session = self.session
+        out = session.out
+        if out and not session.gone:
+            data = b"".join(out)
+            out.clear()
+            self._counts.sent_bytes += len(data)
+            self.transport.write(data)
+            if self.transport.unsent or session.unread:
+                self._note_unread()
+        if self.paused:
+            self._go_on()
+        if session.finished and self._closing is None and not session.gone:
+            self._close()
+
+    def readConnectionLost(self) -> None:
+        """The client has sent all it will; it may still read."""
+        self._ended = True
+        if self._closing is not None:
+            self._drop()
+            return
+        self.session.finish()
+        self._tunnel.flush()
+
+    def writeConnectionLost(self) -> None:
+        """Our side is closed, as `_close` asked."""
+        if self._ended:
+            self._drop()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._closing is not None and self._closing.active():
+            self._closing.cancel()
+        self._set_unread(0)
+        self.session.lose(self._seconds())
+        self._listener.closed(self)
+        self._tunnel.flush()
+
+    # Back-pressure
+
+    def pauseProducing(self) -> None:
+        """The transport holds more than it likes; the bounds are looked at after each write."""
+
+    def resumeProducing(self) -> None:
+        """The client has read all there was."""
+        self._set_unread(0)
+        if self.paused:
+            self._go_on()
+
+    def stopProducing(self) -> None:
+        """The transport is gone; `connectionLost` says so too."""
+
+    def tick(self, now: float) -> None:
+        """Give up a client that stopped in mid-frame, or does not read."""
+        session = self.session
+        since = session.intake.since
+        if since and not self.paused and now - since > PARTIAL_TIMEOUT:
+            self._listener.gave_up("partial_frame")
+            self.transport.abortConnection()
+        elif self._unread_since:
+            self._note_unread()
+            if self._unread_since and now - self._unread_since > UNREAD_TIMEOUT:
+                self._listener.gave_up("unread")
+                self.transport.abortConnection()
+
+    def finish(self) -> None:
+        """The tunnel stops: answer what was read, then close."""
+        self.session.finish()
+
+    def _note_unread(self) -> None:
+        unread = self.transport.unsent
+        if unread < self.session.unread or not self._unread_since:
+            # It reads, if slowly.
+            self._unread_since = self._seconds()
+        self._set_unread(unread)
+        if self.session.full:
+            self._hold()
+
+    def _set_unread(self, unread: int) -> None:
+        session = self.session
+        budget = self._tunnel.budget
+        budget.used += unread - session.unread
+        session.unread = unread
+        session.choked = unread > CHOKED_BYTES or (unread > 0 and budget.exhausted)
+        if not unread:
+            self._unread_since = 0.0
+
+    def _hold(self) -> None:
+        """Read nothing more for now."""
+        if not self.paused:
+            self.paused = True
+            self._listener.paused += 1
+            self.transport.pauseProducing()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Take held frames in the next turn, and read again, once the session has room."""
+        if not self._waiting and not self.session.full:
+            self._waiting = True
+            self._turn.at_end(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._waiting = False
+        session = self.session
+        if session.gone or session.full:
+            return
+        if session.held:
+            session.go_on()
+        if session.held:
+            self._go_on()
+        elif self.paused and not session.full:
+            self.paused = False
+            self._listener.paused -= 1
+            self.transport.resumeProducing()
+            if self._ended:
+                session.finish()
+        self._tunnel.flush()
+
+    # The end
+
+    def _close(self) -> None:
+        """Close our side, and wait a moment for the client's."""
+        self._closing = self._listener.call_later(LINGER, self._drop)
+        if self.paused:
+            self.paused = False
+            self._listener.paused -= 1
+            self.transport.resumeProducing()
+        self.transport.unregisterProducer()
+        self.transport.loseWriteConnection()
+
+    def _drop(self) -> None:
+        if self._closing is not None and self._closing.active():
+            self._closing.cancel()
+        self.transport.loseConnection()
+
+    def _acknowledge(self) -> None:
+        """Acknowledge now what was read.
+
+        A client with Nagle's algorithm on that has more to send before it gets an answer (the
+        NOOP that ends a multi-get) waits 40 ms for the acknowledgement otherwise.
+        """
+        if self._quick is not None:
+            try:
+                self._quick(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            except OSError:
+                pass  # the connection is going; its end is told elsewhere
+
+
+class Listener(Factory):
+    """The clients of one listening address, bounded together with all others' by `room`."""
+
+    noisy = False
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        turn: Turn,
+        reactor: Any,
+        room: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        self.tunnel = tunnel
+        self.turn = turn
+        self.seconds: Callable[[], float] = reactor.seconds
+        self.call_later = reactor.callLater
+        self._room = room
+        self._say = say
+        self.address = ""
+        """Where it listens; set, as `counts` is, when that is known."""
+        self.counts: ListenerCounts
+        self.clients: dict[Downstream, None] = {}
+        self.paused = 0
+
+    def buildProtocol(self, addr: Any) -> Any:
+        if not self._room():
+            self._reject("max_clients")
+            return None
+        return Downstream(self)
+
+    def opened(self, client: Downstream) -> None:
+        self.clients[client] = None
+        self.counts.opened += 1
+        self.counts.connections += 1
+
+    def closed(self, client: Downstream) -> None:
+        del self.clients[client]
+        self.counts.connections -= 1
+        if client.paused:
+            self.paused -= 1
+
+    def gave_up(self, reason: str) -> None:
+        """A client was aborted."""
+        self.counts.protocol_errors[reason] = self.counts.protocol_errors.get(reason, 0) + 1
+
+    def tick(self, now: float) -> None:
+        """Look for clients to give up, once a second or so."""
+        for client in list(self.clients):
+            client.tick(now)
+
+    def _reject(self, reason: str) -> None:
+        if reason not in self.counts.rejected:
+            self._say(f"client refused: {reason} (said once; see the metrics)")
+        self.counts.rejected[reason] = self.counts.rejected.get(reason, 0) + 1

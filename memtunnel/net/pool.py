@@ -1,0 +1,199 @@
+"""The connections to one server with one login: how many there are, and when to dial.
+
+A pool keeps `size` of them warm from the start, replaces those that are lost and, make before
+break, those that have reached their age. Which one a request takes is decided in
+`core.server`.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, Final, Protocol
+
+from twisted.logger import Logger
+
+from memtunnel.core.outcomes import Lost
+from memtunnel.core.pacing import Pacing
+from memtunnel.core.server import Server
+from memtunnel.core.tunnel import Tunnel
+from memtunnel.net.turn import Turn
+from memtunnel.net.upstream import Observer, State, Target, Upstream
+
+#: Seconds after which a connection is replaced, give or take a tenth.
+AGE: Final = 3600.0
+#: A connection that is lost within so many seconds of being warm is flapping.
+FLAPPING: Final = 10.0
+#: An outage that goes on is said again after so many seconds.
+REMINDER: Final = 60.0
+
+
+class PoolCounts(Observer, Protocol):
+    """What is counted for a pool; `ops.metrics` has the real one."""
+
+    connects: dict[str, int]
+    disconnects: dict[str, int]
+    desync: dict[str, int]
+    flaps: int
+    connect_duration: dict[str, Any]
+
+
+class Pool:
+    """`random` draws opaques, ages and waits."""
+
+    def __init__(
+        self,
+        target: Target,
+        server: Server,
+        tunnel: Tunnel,
+        counts: PoolCounts,
+        size: int,
+        reactor: Any,
+        turn: Turn,
+        random: Random,
+        log: Logger,
+    ) -> None:
+        self._target = target
+        self.server = server
+        self._tunnel = tunnel
+        self._counts = counts
+        self._size = size
+        self._reactor = reactor
+        self._turn = turn
+        self._random = random
+        self._log = log
+        self._pacing = Pacing(random.uniform)
+        self._redial: Any = None
+        self._stopped = False
+        self._said: tuple[Lost, float] | None = None
+        """The outage that was logged last, and when."""
+        self.upstreams: dict[Upstream, None] = {}
+        """All connections that are not lost, the oldest first."""
+        self.last_lost = ""
+        """Why the last connection was lost or not made, for the status."""
+
+    @property
+    def target(self) -> Target:
+        return self._target
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def count(self, *states: State) -> int:
+        """How many connections are in one of these states."""
+        return sum(1 for upstream in self.upstreams if upstream.state in states)
+
+    @property
+    def is_warm(self) -> bool:
+        return bool(self.server.connections)
+
+    def fill(self) -> None:
+        """Dial what is missing, as far as the pacing allows."""
+        if self._stopped:
+            return
+        now = self._reactor.seconds()
+        warm = self.count(State.WARM)
+        ageing = any(
+            upstream.state is State.WARM and now >= upstream.retires for upstream in self.upstreams
+        )
+        under_way = self.count(State.DIALLING, State.HANDSHAKE, State.LOGIN, State.PROBE)
+        missing = self._size + ageing - warm - under_way
+        while missing > 0 and under_way < self._pacing.at_once:
+            wait = self._pacing.not_before - now
+            if wait > 0:
+                self._fill_later(wait)
+                return
+            missing -= 1
+            under_way += 1
+            self._dial()
+
+    def tick(self, now: float) -> None:
+        """Look after the connections, a few times a second."""
+        for upstream in list(self.upstreams):
+            upstream.tick(now)
+        self.fill()
+
+    def stop(self) -> None:
+        """Close all connections, and dial no more."""
+        self._stopped = True
+        if self._redial is not None and self._redial.active():
+            self._redial.cancel()
+        for upstream in list(self.upstreams):
+            upstream.close()
+
+    def connection_warm(self, upstream: Upstream) -> None:
+        now = self._reactor.seconds()
+        self._pacing.succeeded()
+        self._count(self._counts.connects, "ok")
+        upstream.retires = now + AGE * self._random.uniform(0.9, 1.1)
+        if not self.is_warm:
+            self._said = None
+            self._log.info("{server}: warm", server=self.server.name)
+        self.server.add(upstream.mux, now)
+        # Made before broken: the replacement is there, the oldest goes.
+        if self.count(State.WARM) > self._size:
+            oldest = min(self.upstreams, key=lambda one: one.retires)
+            oldest.drain()
+        self.fill()
+
+    def connection_lost(self, upstream: Upstream, lost: Lost, words: str, kind: str) -> None:
+        now = self._reactor.seconds()
+        del self.upstreams[upstream]
+        if lost in (Lost.RETIRED, Lost.SHUTDOWN):
+            self._count(self._counts.disconnects, lost)
+            return
+        self.last_lost = str(lost)
+        if kind:
+            self._count(self._counts.desync, kind)
+        if upstream.was_warm:
+            self._count(self._counts.disconnects, lost)
+            if now - upstream.warm_since < FLAPPING:
+                self._counts.flaps += 1
+                self._pacing.failed(now)
+        else:
+            self._count(self._counts.connects, lost)
+            self._pacing.failed(now, login_refused=lost is Lost.LOGIN_REFUSED)
+            self.server.dial_failed(now)
+        self._say(upstream, lost, words or kind, now)
+        self.fill()
+
+    def _dial(self) -> None:
+        upstream = Upstream(
+            self._target,
+            self.server,
+            self._tunnel,
+            self,
+            self._counts,
+            self._reactor,
+            self._turn,
+            self._random.getrandbits(32),
+        )
+        self.upstreams[upstream] = None
+        upstream.dial()
+
+    def _fill_later(self, wait: float) -> None:
+        if self._redial is None or not self._redial.active():
+            self._redial = self._reactor.callLater(wait, self.fill)
+
+    def _say(self, upstream: Upstream, lost: Lost, words: str, now: float) -> None:
+        """One line for each change of state; an outage that goes on is repeated rarely."""
+        if not upstream.was_warm and self._said is not None:
+            said, when = self._said
+            if said is lost and now - when < REMINDER:
+                return
+        what = "connection lost" if upstream.was_warm else "no connection"
+        self._log.warn(
+            "{server}: {what}: {lost}{words} ({warm} of {size} warm)",
+            server=self.server.name,
+            what=what,
+            lost=str(lost),
+            words=f" ({words})" if words else "",
+            warm=self.count(State.WARM),
+            size=self._size,
+        )
+        if not upstream.was_warm:
+            self._said = (lost, now)
+
+    @staticmethod
+    def _count(counts: dict[str, int], word: str) -> None:
+        counts[str(word)] = counts.get(str(word), 0) + 1

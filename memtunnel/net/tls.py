@@ -1,0 +1,227 @@
+"""Whom to trust: roots, names, pins and versions, made into connections for pyOpenSSL.
+
+Every certificate is judged twice. OpenSSL's callback gives the first opinion while the
+handshake runs: chain, dates, and the name at the leaf. When the handshake is complete,
+`Handshake.verify` looks at the certificate that the connection really has, once more and
+failing closed: anything unexpected refuses. Nothing is written to a connection before that.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from OpenSSL import SSL
+from service_identity.cryptography import extract_patterns
+from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import (
+    AcceptableCiphers,
+    Certificate,
+    CertificateOptions,
+    TLSVersion,
+    platformTrust,
+    trustRootFromCertificates,
+)
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+from memtunnel.core.outcomes import Lost
+
+_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+_DATES: Final = {9: "is not valid yet", 10: "has expired"}
+#: OpenSSL's X509_V_ERR codes that people meet, in words.
+_CHAIN: Final = {
+    2: "its issuer was not sent and is not trusted",
+    7: "its signature is wrong",
+    18: "it is self-signed",
+    19: "its root is not trusted",
+    20: "its issuer was not sent and is not trusted",
+    21: "its issuer was not sent and is not trusted",
+    22: "the chain is too long",
+    24: "its issuer is no certificate authority",
+    26: "it is not meant for a server",
+}
+
+
+class Untrusted(Exception):
+    """A server's certificate was refused: `lost` is which check failed, `str` says why."""
+
+    def __init__(self, lost: Lost, words: str) -> None:
+        super().__init__(words)
+        self.lost = lost
+
+
+def load_roots(pem: bytes) -> list[Certificate]:
+    """All certificates of a PEM bundle. Raises `ValueError` where there is none."""
+    found = _PEM.findall(pem)
+    if not found:
+        raise ValueError("no certificate in PEM form")
+    return [Certificate.loadPEM(one) for one in found]
+
+
+def make_context(roots: list[Certificate] | None) -> SSL.Context:
+    """TLS 1.2 and up, forward-secret AEAD ciphers only; None trusts the system's roots."""
+    trust = platformTrust() if roots is None else trustRootFromCertificates(roots)
+    options = CertificateOptions(
+        trustRoot=trust,
+        raiseMinimumTo=TLSVersion.TLSv1_2,
+        acceptableCiphers=AcceptableCiphers.fromOpenSSLCipherString(_CIPHERS),
+    )
+    context = options.getContext()
+    # A resumed session is not verified again, and a warm pool gains nothing from it.
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    return context
+
+
+class Expectation:
+    """What a server's certificate has to show.
+
+    `name` is a host name or an address; `check_name` False is ``--verify chain``. `pins` are
+    SHA-256 digests of public keys (SubjectPublicKeyInfo, DER), one of which has to match.
+    """
+
+    def __init__(
+        self,
+        context: SSL.Context,
+        name: str,
+        *,
+        check_name: bool = True,
+        pins: tuple[bytes, ...] = (),
+    ) -> None:
+        self.context = context
+        self.name = name
+        self.check_name = check_name
+        self.pins = pins
+        self._is_address = isIPAddress(name) or isIPv6Address(name)
+
+    @property
+    def server_name(self) -> bytes | None:
+        """What SNI says; None for an address."""
+        return None if self._is_address else self.name.encode("idna")
+
+    def check(self, certificate: x509.Certificate) -> None:
+        """Raises `Untrusted` unless name and key are as expected."""
+        if self.check_name:
+            wanted = (
+                IPAddress_ID(self.name)
+                if self._is_address
+                else DNS_ID(self.name.encode("idna").decode())
+            )
+            try:
+                verify_service_identity(extract_patterns(certificate), [wanted], [])
+            except Exception as error:
+                # Also what a malformed certificate raises: nothing unexpected passes.
+                raise Untrusted(
+                    Lost.CERTIFICATE_NAME,
+                    f"the certificate bears {names_of(certificate)}, not {self.name}",
+                ) from error
+        if self.pins and key_digest(certificate) not in self.pins:
+            raise Untrusted(
+                Lost.CERTIFICATE_PIN, f"the key of {names_of(certificate)} is not a pinned one"
+            )
+
+    def handshake(self) -> Handshake:
+        """The check of one connection."""
+        return Handshake(self)
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class Handshake:
+    """Makes one TLS connection and judges its certificate."""
+
+    def __init__(self, expectation: Expectation) -> None:
+        self._expectation = expectation
+        self.problem: Untrusted | None = None
+        """Why OpenSSL was told to refuse."""
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        connection = SSL.Connection(self._expectation.context, None)
+        name = self._expectation.server_name
+        if name is not None:
+            connection.set_tlsext_host_name(name)
+        required = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+        connection.set_verify(required, self._opinion)
+        return connection
+
+    def verify(self, connection: SSL.Connection) -> x509.Certificate:
+        """The certificate of a completed handshake. Raises `Untrusted`."""
+        if self.problem is not None:
+            raise self.problem
+        certificate = connection.get_peer_certificate(as_cryptography=True)
+        if certificate is None:
+            raise Untrusted(Lost.CERTIFICATE_CHAIN, "the server showed no certificate")
+        self._expectation.check(certificate)
+        return certificate
+
+    def _opinion(self, connection: Any, certificate: Any, code: int, depth: int, ok: int) -> bool:
+        try:
+            shown = certificate.to_cryptography()
+            if not ok:
+                raise chain_problem(code, depth, shown)
+            if depth == 0:
+                self._expectation.check(shown)
+        except Untrusted as problem:
+            self.problem = self.problem or problem
+        except Exception as error:
+            # An exception would get lost inside OpenSSL; the refusal must not.
+            words = f"the certificate cannot be read: {error}"
+            self.problem = self.problem or Untrusted(Lost.CERTIFICATE_CHAIN, words)
+        return self.problem is None
+
+
+def chain_problem(code: int, depth: int, certificate: x509.Certificate) -> Untrusted:
+    """What OpenSSL's verification error `code` at `depth` of the chain means."""
+    whose = "the certificate" if depth == 0 else f"the issuing certificate at depth {depth}"
+    bears = f"{whose} ({names_of(certificate)})"
+    if code in _DATES:
+        dates = f"{certificate.not_valid_before_utc:%F} to {certificate.not_valid_after_utc:%F}"
+        return Untrusted(Lost.CERTIFICATE_DATE, f"{bears} {_DATES[code]} ({dates})")
+    why = _CHAIN.get(code, f"verification error {code}")
+    return Untrusted(
+        Lost.CERTIFICATE_CHAIN,
+        f"{bears} is not trusted: {why}; MemCachier's root is to be had at "
+        "https://www.memcachier.com/MemCachierRootCA.pem, for --ca-file",
+    )
+
+
+def names_of(certificate: x509.Certificate) -> str:
+    """The names that a certificate bears, for people."""
+    subject = certificate.subject.rfc4514_string()
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        names = [str(name.value) for name in extension.value]
+    except x509.ExtensionNotFound:
+        return f"no host name, subject {subject!r}"
+    except Exception:
+        return f"names that cannot be read, subject {subject!r}"
+    return ", ".join(names) or f"no host name, subject {subject!r}"
+
+
+def key_digest(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of the certificate's public key, as a pin names it."""
+    key = certificate.public_key()
+    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+class TLSConnection(TLSMemoryBIOProtocol):
+    """TLS that tells its protocol when all records of a read were delivered (`readEnded`).
+
+    Plain TLS delivers record by record; answers written after each would be split over as many
+    system calls.
+    """
+
+    def dataReceived(self, bytes: bytes) -> None:
+        super().dataReceived(bytes)  # type: ignore[no-untyped-call]
+        self.wrappedProtocol.readEnded()
+
+
+class TLSFactory(TLSMemoryBIOFactory):
+    protocol = TLSConnection

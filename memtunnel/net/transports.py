@@ -1,0 +1,217 @@
+"""TCP and unix transports that send at once, behind an ordinary reactor's interface.
+
+Twisted's own transports put a write into a buffer, register with the poller, wait for the
+next turn, send, and unregister: three system calls and a turn more than a `send` takes. Here
+a write is tried right away when nothing is buffered; what the kernel does not take goes to
+the reactor's buffer. Endpoints and all that is above stay ordinary Twisted:
+
+    serverFromString(SendAtOnceReactor(reactor), "tcp:11211:interface=127.0.0.1")
+"""
+
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet import tcp, unix
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+    IHostResolution,
+    IReactorPluggableNameResolver,
+    IReactorSocket,
+    IReactorTCP,
+    IReactorTime,
+    IReactorUNIX,
+)
+from zope.interface import implementer
+
+#: The shortest queue of connections that wait to be accepted: prefork workers and web requests
+#: of PHP come in crowds.
+BACKLOG = 1024
+
+
+class _SendAtOnce:
+    """Mixed into a `FileDescriptor`: `write` sends what the kernel takes now.
+
+    It never calls out. An error is not acted upon: the bytes are left to the reactor, whose
+    own attempt meets the same error in the next turn, where `connectionLost` cannot run in the
+    middle of somebody's loop over answers.
+    """
+
+    dataBuffer: bytes
+    offset: int
+    connected: int
+    disconnecting: int
+    socket: socket.socket
+    SEND_LIMIT: int
+    _tempDataLen: int
+    _writeDisconnected: bool
+    _writeDisconnecting: bool
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        return len(self.dataBuffer) - self.offset + self._tempDataLen
+
+    def write(self, data: bytes) -> None:
+        if (
+            self.connected
+            and not self.dataBuffer
+            and not self._tempDataLen
+            and not self.disconnecting
+            and not self._writeDisconnecting
+            and not self._writeDisconnected
+            and data
+        ):
+            try:
+                sent = self.socket.send(data)
+            except OSError:
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        super().write(data)  # type: ignore[misc]
+
+
+class Server(_SendAtOnce, tcp.Server):
+    """An accepted TCP connection."""
+
+
+class UnixServer(_SendAtOnce, unix.Server):
+    """An accepted connection of a unix socket."""
+
+
+class Client(_SendAtOnce, tcp.Client):
+    """A dialled TCP connection."""
+
+
+class Port(tcp.Port):
+    transport = Server
+
+
+class UnixPort(unix.Port):
+    transport = UnixServer
+
+
+class Connector(tcp.Connector):
+    def _makeTransport(self) -> Client:
+        return Client(self.host, self.port, self.bindAddress, self, self.reactor)
+
+
+@implementer(IReactorTCP, IReactorUNIX, IReactorSocket, IReactorTime, IReactorPluggableNameResolver)
+class SendAtOnceReactor:
+    """A reactor whose TCP and unix connections send at once; all else is `reactor`'s."""
+
+    def __init__(self, reactor: Any, resolver: IHostnameResolver | None = None) -> None:
+        self._reactor = reactor
+        self.nameResolver = resolver or reactor.nameResolver
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Port:
+        listening = Port(port, factory, max(backlog, BACKLOG), interface, self._reactor)
+        listening.startListening()
+        return listening
+
+    def listenUNIX(
+        self,
+        address: Any,
+        factory: Any,
+        backlog: int = 50,
+        mode: int = 0o660,
+        wantPID: bool = False,
+    ) -> UnixPort:
+        listening = UnixPort(address, factory, max(backlog, BACKLOG), mode, self._reactor, wantPID)
+        listening.startListening()
+        return listening
+
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
+        if addressFamily == socket.AF_UNIX:
+            listening = UnixPort._fromListeningDescriptor(self._reactor, fileDescriptor, factory)
+        else:
+            listening = Port._fromListeningDescriptor(
+                self._reactor, fileDescriptor, addressFamily, factory
+            )
+        listening.startListening()
+        return listening
+
+    def connectTCP(
+        self,
+        host: str,
+        port: int,
+        factory: Any,
+        timeout: float = 30,
+        bindAddress: Any = None,
+    ) -> Connector:
+        connector = Connector(host, port, factory, timeout, bindAddress, self._reactor)
+        connector.connect()
+        return connector
+
+
+@implementer(IHostResolution)
+class _Resolution:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def cancel(self) -> None:
+        """A system call that runs cannot be called back; its result is not waited for."""
+
+
+@implementer(IHostnameResolver)
+class Resolver:
+    """Looks names up with the system's resolver, and remembers the last good addresses.
+
+    Each lookup has a daemon thread of its own: a resolver that hangs then keeps nothing else
+    waiting, and above all not the end of the process, as a thread pool's would.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._known: dict[tuple[str, int], list[IPv4Address | IPv6Address]] = {}
+        self.took = 0.0
+        """Seconds that the last lookup took."""
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: Any,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: Sequence[Any] | None = None,
+        transportSemantics: str = "TCP",
+    ) -> Any:
+        resolution = _Resolution(hostName)
+        resolutionReceiver.resolutionBegan(resolution)
+        began = self._reactor.seconds()
+
+        def found(addresses: list[IPv4Address | IPv6Address]) -> None:
+            self.took = self._reactor.seconds() - began
+            where = (hostName, portNumber)
+            if addresses:
+                self._known[where] = addresses
+            for address in addresses or self._known.get(where, []):
+                resolutionReceiver.addressResolved(address)
+            resolutionReceiver.resolutionComplete()
+
+        def look_up() -> None:
+            addresses = addresses_of(hostName, portNumber)
+            self._reactor.callFromThread(found, addresses)
+
+        threading.Thread(target=look_up, name="resolver", daemon=True).start()
+        return resolution
+
+
+def addresses_of(host: str, port: int) -> list[IPv4Address | IPv6Address]:
+    """The TCP addresses of a name or an address literal; none where it is not found. Blocks."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    addresses: list[IPv4Address | IPv6Address] = []
+    for family, _, _, _, where in found:
+        if family == socket.AF_INET:
+            addresses.append(IPv4Address("TCP", str(where[0]), int(where[1])))
+        elif family == socket.AF_INET6:
+            addresses.append(IPv6Address("TCP", str(where[0]), int(where[1])))
+    return addresses

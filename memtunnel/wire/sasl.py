@@ -1,0 +1,54 @@
+"""SASL PLAIN (RFC 4616): the message that logs in, and its verification."""
+
+import hmac
+from dataclasses import dataclass, field
+from typing import Final
+
+MECHANISM: Final = b"PLAIN"
+
+
+class Secret(str):
+    """A text that shows itself to nobody: its `repr`, and what `format` makes of it, is ``***``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __format__(self, spec: str) -> str:
+        return "***"
+
+    def reveal(self) -> bytes:
+        """The text itself, as the UTF-8 bytes that go over the wire."""
+        return self.encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """A login."""
+
+    username: str
+    password: Secret = field(repr=False)
+
+    def initial_response(self) -> bytes:
+        """The PLAIN message that logs in: no authorization identity, user name, password."""
+        return b"\0".join((b"", self.username.encode(), self.password.reveal()))
+
+    def verify(self, message: bytes) -> bool:
+        """Whether a client's PLAIN message is this login.
+
+        The authorization identity may be empty or the user's name. Takes the same time
+        whichever part is wrong.
+        """
+        parts = message.split(b"\0")
+        if len(parts) != 3:
+            return False
+        identity, username, password = parts
+        mine = self.username.encode()
+        right_user = hmac.compare_digest(username, mine)
+        right_password = hmac.compare_digest(password, self.password.reveal())
+        right_identity = not identity or hmac.compare_digest(identity, mine)
+        return right_user and right_password and right_identity
