@@ -93,6 +93,8 @@ class Lane:
             self.server.waits_no_more(request)
             if request.owner is not None:
                 request.owner.unserved(request, now)
+            else:
+                request.answer = b""
 
     def give_up(self, request: Request) -> None:
         """A request that waits here is not to be sent any more."""
@@ -113,3 +115,5 @@ class Lane:
     def _refuse(self, request: Request, now: float) -> None:
         if request.owner is not None:
             request.owner.failed(request, Reason.OVERLOADED, now)
+        else:
+            request.answer = b""

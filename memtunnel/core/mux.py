@@ -53,6 +53,7 @@ class Multiplexer:
         "_unsent",
         "_wake",
         "draining",
+        "load",
         "unsent_bytes",
     )
 
@@ -68,11 +69,8 @@ class Multiplexer:
         self._skip = 0
         self.draining = False
         """No new requests: it is closed once nothing is in flight."""
-
-    @property
-    def load(self) -> int:
-        """Requests that it carries, tombstones included."""
-        return len(self._entries) + len(self._unsent)
+        self.load = 0
+        """Requests that it carries, tombstones included; kept, since every request asks."""
 
     @property
     def in_flight(self) -> int:
@@ -95,6 +93,7 @@ class Multiplexer:
             self._wake()
         request.mux = self
         self._unsent.append(request)
+        self.load += 1
         self.unsent_bytes += request.size
 
     def take(self, now: float) -> bytes:
@@ -107,6 +106,7 @@ class Multiplexer:
         parts: list[bytes] = []
         for request in unsent:
             if request.mux is not self:
+                self.load -= 1
                 continue  # given up before it was written
             while opaque in entries:
                 opaque = (opaque + 1) & _MASK
@@ -160,12 +160,13 @@ class Multiplexer:
             owner = request.owner
             oversize = body - keys - extras > self._max_value
             if stop > end and not oversize:
-                if owner is not None and self._needed != stop - position:
+                if owner is not None:
                     owner.growing(request, body)
                 self._needed = stop - position
                 break
             if opcode != Opcode.STAT or not body or status:
                 del entries[opaque]
+                self.load -= 1
                 lane = request.lane
                 # A read that was given up left its lane then; a write holds it until now.
                 if lane is not None and (owner is not None or opcode not in READS):
@@ -226,6 +227,7 @@ class Multiplexer:
         self._unsent.clear()
         self._buffer.clear()
         self.unsent_bytes = 0
+        self.load = 0
         for request in written:
             request.mux = None
         for request in unsent:

@@ -106,6 +106,7 @@ class Session:
         "_owed",
         "_stored",
         "_trusted",
+        "awaits_more",
         "choked",
         "client",
         "finishing",
@@ -133,6 +134,8 @@ class Session:
         self.held = b""
         """Frames that wait for the next turn."""
         self._held_at = 0.0
+        self.awaits_more = False
+        """What came last was quiet: the client will send more before it gets an answer."""
         self.finishing = False
         """No further input is taken."""
         self.gone = False
@@ -155,33 +158,38 @@ class Session:
             or self.owed_bytes + self.unread + self._stored >= FULL_BYTES
         )
 
-    @property
-    def awaits_more(self) -> bool:
-        """Whether what was read last makes the client wait for no answer: it will send more."""
-        return bool(self.intake.since) or bool(self._owed and self._owed[-1].opcode in QUIET)
-
     # Input
 
-    def receive(self, data: bytes, now: float) -> None:
-        """Take what the client sent."""
+    def receive(self, data: bytes, now: float) -> bool:
+        """Take what the client sent.
+
+        Returns whether the client needs a look: it will send more before it gets an answer, or
+        should not be read from now.
+        """
         if self.finishing:
-            return
+            return False
         if not self._begun:
             self._begun = True
             if data[0] != REQUEST_MAGIC:
                 self._protocol_error("text")
                 self.out.append(b"ERROR\r\n")
                 self.finish()
-                return
+                return False
         if self.held:
             self.held += data
-            return
+            return True
         for lane in self._lanes:
             if lane is not None and lane.in_flight:
                 lane.rebalance()
         data = self.intake.feed(data, now)
         if data:
             self._parse(data, now)
+        return bool(
+            self.intake.since
+            or self.awaits_more
+            or self.held
+            or self.owed_bytes >= FULL_REQUESTS * HEADER_LENGTH
+        )
 
     def go_on(self, now: float | None = None) -> None:
         """Take the frames that were held back; their time is that of their read, or `now`."""
@@ -282,6 +290,7 @@ class Session:
                     self._protocol_error("magic")
                     self.finish()
         if batch:
+            self.awaits_more = batch[-1].opcode in QUIET
             self.tunnel.deadlines.add(now, batch)
 
     def _lane_of(self, frame: bytes, extras: int, keys: int) -> Lane:

@@ -59,6 +59,8 @@ class Downstream(Protocol):
         """Whether the client has closed its side."""
         self._waiting = False
         """Whether frames are held back for the next turn."""
+        self._was_full = False
+        """Whether they are held back because of the client, not for the others' turn."""
         self._closing: Any = None
         self._unread_since = 0.0
 
@@ -76,12 +78,13 @@ class Downstream(Protocol):
         if self._closing is not None:
             return  # read and discarded: a close with unread input would cut the answer short
         session = self.session
-        session.receive(data, self._seconds())
-        if session.awaits_more:
-            self._acknowledge()
-        if session.held or session.full:
-            self._hold()
-        self._tunnel.flush()
+        if session.receive(data, self._seconds()):
+            if session.awaits_more or session.intake.since:
+                self._acknowledge()
+            if session.held or session.full:
+                self._hold()
+        if self._tunnel.ready:
+            self._tunnel.flush()
 
     def flush(self) -> None:
         """Write what the session has for its client, and see what follows from it."""
@@ -96,7 +99,7 @@ class Downstream(Protocol):
                 self._note_unread()
         if self.paused:
             self._go_on()
-        if session.finished and self._closing is None and not session.gone:
+        if session.finishing and session.finished and self._closing is None and not session.gone:
             self._close()
 
     def readConnectionLost(self) -> None:
@@ -180,7 +183,9 @@ class Downstream(Protocol):
 
     def _go_on(self) -> None:
         """Take held frames in the next turn, and read again, once the session has room."""
-        if not self._waiting and not self.session.full:
+        if self.session.full:
+            self._was_full = True
+        elif not self._waiting:
             self._waiting = True
             self._turn.at_end(self._take_turn)
 
@@ -190,7 +195,9 @@ class Downstream(Protocol):
         if session.gone or session.full:
             return
         if session.held:
-            session.go_on()
+            # A client that does not read has itself to blame for the wait.
+            session.go_on(self._seconds() if self._was_full else None)
+            self._was_full = False
         if session.held:
             self._go_on()
         elif self.paused and not session.full:

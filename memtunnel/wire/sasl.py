@@ -22,8 +22,8 @@ class Secret(str):
         return "***"
 
     def reveal(self) -> bytes:
-        """The text itself, as the UTF-8 bytes that go over the wire."""
-        return self.encode()
+        """The text itself, as the bytes that go over the wire: UTF-8, or as they were given."""
+        return self.encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,257 @@
+"""The admin port: HTTP with the metrics, the tunnel's health, and a status page.
+
+Everything here is answered from what `ops.metrics` counts and from a `State`. Beyond loopback
+only health is told to those without the token; on loopback a page of some web site, whose name
+was made to point here, is told by its Host header and refused.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from html import escape
+from ipaddress import ip_address
+from typing import Any, Final
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.task import Cooperator
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+
+from memtunnel import __version__
+from memtunnel.ops.metrics import Metrics, ServerState, State
+from memtunnel.wire.sasl import Secret
+
+#: Seconds of rendering in one turn of the reactor, all scrapes together.
+TURN: Final = 0.001
+
+_TEXT: Final = "text/plain; charset=utf-8"
+_JSON: Final = "application/json"
+_HTML: Final = "text/html; charset=utf-8"
+
+
+def site(
+    metrics: Metrics,
+    state: Callable[[], State],
+    *,
+    token: Secret | None,
+    reactor: Any,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Site:
+    """What to listen with. `state` becomes the source of the gauges of `metrics`, too.
+
+    `token` opens everything beyond loopback. `clock` measures the time spent on rendering.
+    Raises `ValueError` for an empty token, which would be no lock at all.
+    """
+    if token is not None and not token.reveal():
+        raise ValueError("the token of the admin port is empty")
+    metrics.watch(state)
+    return _QuietSite(  # type: ignore[no-untyped-call]
+        Admin(metrics, state, token, reactor, clock),
+        requestFactory=_BodylessRequest,
+        reactor=reactor,
+        parsePOSTFormSubmission=False,
+    )
+
+
+class _QuietSite(Site):
+    noisy = False
+    displayTracebacks = False
+
+    def log(self, request: Any) -> None:
+        """No access log."""
+
+
+class _BodylessRequest(Request):
+    def handleContentChunk(self, data: bytes) -> None:
+        """No page takes a body: it is read past, where Twisted would fill a temporary file."""
+
+
+class Admin(Resource):
+    """All pages, behind one door."""
+
+    isLeaf = True
+    _log = Logger(namespace="memtunnel")
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        state: Callable[[], State],
+        token: Secret | None,
+        reactor: Any,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._metrics = metrics
+        self._state = state
+        self._token = token
+        self._clock = clock
+        self._cooperator = Cooperator(
+            terminationPredicateFactory=self._turn,
+            scheduler=lambda call: reactor.callLater(0, call),
+        )
+        self._pages: dict[bytes, Callable[[Any, bool], None]] = {
+            b"/": self._index,
+            b"/metrics": self._exposition,
+            b"/healthz": self._health,
+            b"/readyz": self._readiness,
+        }
+
+    def render(self, request: Any) -> int:
+        """Answer a request, or refuse it; whoever is refused learns nothing else."""
+        near = is_loopback(request.getHost())
+        page = self._pages.get(request.path)
+        if near and not _names_loopback(request):
+            _answer(request, 403, _TEXT, "this Host is not served here\n")
+        elif page is None:
+            _answer(request, 404, _TEXT, "not found\n")
+        elif request.method not in (b"GET", b"HEAD"):
+            request.setHeader(b"allow", b"GET, HEAD")
+            _answer(request, 405, _TEXT, "GET and HEAD only\n")
+        else:
+            trusted = near or self._bears_token(request)
+            if trusted or request.path in (b"/healthz", b"/readyz"):
+                page(request, trusted)
+            elif self._token is None:
+                _answer(request, 403, _TEXT, "without a token served on loopback only\n")
+            else:
+                request.setHeader(b"www-authenticate", b"Bearer")
+                _answer(request, 401, _TEXT, "the token is missing or wrong\n")
+        return NOT_DONE_YET
+
+    def _bears_token(self, request: Any) -> bool:
+        scheme, _, token = (request.getHeader(b"authorization") or b"").partition(b" ")
+        return (
+            self._token is not None
+            and scheme.lower() == b"bearer"
+            and hmac.compare_digest(token.strip(), self._token.reveal())
+        )
+
+    # Pages
+
+    def _health(self, request: Any, trusted: bool) -> None:
+        _answer(request, 200, _TEXT, "ok\n")
+
+    def _readiness(self, request: Any, trusted: bool) -> None:
+        state = self._state()
+        code = 200 if state.ready else 503
+        if trusted:
+            _answer(request, code, _JSON, json.dumps(asdict(state), indent=2) + "\n")
+        else:
+            _answer(request, code, _TEXT, "ready\n" if state.ready else "not ready\n")
+
+    def _index(self, request: Any, trusted: bool) -> None:
+        request.setHeader(b"content-security-policy", b"default-src 'none'")
+        _answer(request, 200, _HTML, _status_page(self._state()))
+
+    def _exposition(self, request: Any, trusted: bool) -> None:
+        content_type, pieces = self._metrics.exposition(request.getHeader("accept") or "")
+        if request.method == b"HEAD":
+            _answer(request, 200, content_type, None)
+            return
+        _head(request, 200, content_type)
+        task = self._cooperator.cooperate(_written(request, pieces))
+        task.whenDone().addErrback(self._failed, request)
+
+    def _failed(self, failure: Failure, request: Any) -> None:
+        # The head may be out: only a cut tells the other side that the rest is missing.
+        self._log.failure("metrics could not be rendered", failure)
+        request.loseConnection()
+
+    def _turn(self) -> Callable[[], bool]:
+        end = self._clock() + TURN
+        return lambda: self._clock() >= end
+
+
+def is_loopback(address: Any) -> bool:
+    """Whether a local address is out of reach for other machines."""
+    return isinstance(address, UNIXAddress) or _is_loopback_ip(getattr(address, "host", ""))
+
+
+def _is_loopback_ip(text: str) -> bool:
+    try:
+        return ip_address(text).is_loopback
+    except ValueError:
+        return False
+
+
+def _names_loopback(request: Any) -> bool:
+    """Whether the Host header is one that a browser sends only for this very machine."""
+    hosts = request.requestHeaders.getRawHeaders("host", [])
+    if not hosts:
+        return bool(request.clientproto == b"HTTP/1.0")
+    return all(_is_loopback_host(host) for host in hosts)
+
+
+def _is_loopback_host(host: str) -> bool:
+    name, colon, port = host.rpartition(":")
+    if not colon or host.endswith("]"):
+        name = host
+    elif not (port.isascii() and port.isdigit()):
+        return False
+    if name.startswith("[") and name.endswith("]"):
+        return ":" in name and _is_loopback_ip(name[1:-1])
+    return name.lower() == "localhost" or (":" not in name and _is_loopback_ip(name))
+
+
+def _head(request: Any, code: int, content_type: str) -> None:
+    request.setResponseCode(code)
+    request.setHeader(b"content-type", content_type.encode())
+    request.setHeader(b"cache-control", b"no-store")
+    request.setHeader(b"x-content-type-options", b"nosniff")
+
+
+def _answer(request: Any, code: int, content_type: str, text: str | None) -> None:
+    """A whole answer; to HEAD, Twisted leaves the body out."""
+    _head(request, code, content_type)
+    body = (text or "").encode()
+    if text is not None:
+        request.setHeader(b"content-length", b"%d" % len(body))
+    request.write(body)
+    request.finish()
+
+
+def _written(request: Any, pieces: Iterator[bytes]) -> Iterator[None]:
+    """Write a piece at each step, until the client has gone."""
+    gone: list[Failure] = []
+    request.notifyFinish().addErrback(gone.append)
+    for piece in pieces:
+        if gone:
+            return
+        request.write(piece)
+        yield None
+    if not gone:
+        request.finish()
+
+
+def _status_page(state: State) -> str:
+    ready = "draining" if state.draining else "ready" if state.ready else "not ready"
+    rows = "\n".join(_row(name, server) for name, server in state.servers.items())
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>memtunnel</title></head>
+<body>
+<h1>memtunnel {escape(__version__)}</h1>
+<p>{ready}</p>
+<p><a href="/metrics">metrics</a> <a href="/healthz">health</a> <a href="/readyz">readiness</a></p>
+<table>
+<tr><th>server</th><th>state</th><th>connections</th><th>in flight</th><th>queued</th></tr>
+{rows}
+</table>
+</body>
+</html>
+"""
+
+
+def _row(name: str, server: ServerState) -> str:
+    state = "up" if server.up else "down"
+    if server.breaker_open:
+        state += ", refusing"
+    connections = ", ".join(f"{count} {word}" for word, count in server.connections.items())
+    cells = (name, state, connections, str(server.in_flight), str(server.queued))
+    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"

@@ -1,0 +1,286 @@
+"""Real parts for tests: memcached with and without SASL and TLS, and the tunnel as a process.
+
+Everything listens on 127.0.0.1 on ports that the system chose, is bounded in time, and is
+ended by its own process.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import authority
+import pytest
+
+from memtunnel.wire import binary
+
+USERNAME = "user1"
+PASSWORD = "s3cret-canary-0815"
+PATIENCE = 20.0
+
+
+def need(program: str) -> str:
+    """The program's path. Without it the test is skipped loudly; in CI it fails."""
+    path = shutil.which(program)
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{program} is not installed, and CI must not skip")
+        pytest.skip(f"{program} is not installed")
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Any, what: str, patience: float = PATIENCE) -> Any:
+    """Poll until `condition()` is true; returns its value. Fails with `what` after `patience`."""
+    until = time.monotonic() + patience
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > until:
+            pytest.fail(f"not within {patience:g} s: {what}")
+        time.sleep(0.02)
+
+
+def connects(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+class Memcached:
+    """A memcached of its own, `start`ed and `stop`ped at will on the same port."""
+
+    def __init__(self, folder: Path, *, pair: authority.Pair | None, sasl: bool) -> None:
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._environ = dict(os.environ)
+        self._command = [need("memcached"), "-u", "root", "-U", "0", "-l", "127.0.0.1"]
+        self._command += ["-p", str(self.port), "-c", "4096"]
+        if sasl:
+            folder.mkdir(parents=True, exist_ok=True)
+            database = folder / "sasldb2"
+            configuration = f"mech_list: plain\nsasldb_path: {database}\n"
+            (folder / "memcached.conf").write_text(configuration)
+            realm = socket.gethostname()
+            add = [need("saslpasswd2"), "-p", "-c", "-a", "memcached", "-u", realm]
+            add += ["-f", str(database), USERNAME]
+            subprocess.run(add, input=PASSWORD.encode(), check=True, timeout=PATIENCE)
+            self._environ["SASL_CONF_PATH"] = str(folder)
+            self._command += ["-S", "-B", "binary"]
+        if pair is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "cert.pem").write_bytes(pair.pem)
+            (folder / "key.pem").write_bytes(pair.key_pem)
+            options = f"ssl_chain_cert={folder / 'cert.pem'},ssl_key={folder / 'key.pem'}"
+            self._command += ["-Z", "-o", options]
+
+    def start(self, *more: str) -> "Memcached":
+        self.process = subprocess.Popen(
+            [*self._command, *more],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: connects(self.port), "memcached listens")
+        return self
+
+    def stop(self, number: int = signal.SIGKILL) -> None:
+        process, self.process = self.process, None
+        if process is not None:
+            process.send_signal(number)
+            process.wait(PATIENCE)
+
+    def established(self) -> int:
+        """How many connections are established with it, seen from its side."""
+        local = f"0100007F:{self.port:04X}"
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        return sum(
+            fields[1] == local and fields[3] == "01" for fields in map(str.split, lines)
+        )
+
+
+class Tunnel:
+    """``twistd memtunnel`` as a process. `flags` come before the defaults of tests."""
+
+    def __init__(self, *flags: str, environ: dict[str, str] | None = None) -> None:
+        self.port = free_port()
+        self.admin = free_port()
+        keep = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+        base = {name: os.environ[name] for name in keep if name in os.environ}
+        self.environ = {**base, **(environ or {})}
+        self.command = [sys.executable, "-m", "memtunnel"]
+        self.command += [f"--listen=127.0.0.1:{self.port}"]
+        self.command += [f"--metrics=tcp:{self.admin}:interface=127.0.0.1", *flags]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.output = b""
+
+    def start(self) -> "Tunnel":
+        self.process = subprocess.Popen(
+            self.command,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd="/tmp",
+        )
+        os.set_blocking(self.process.stdout.fileno(), False)  # type: ignore[union-attr]
+
+        def listening() -> bool:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                pytest.fail(f"the tunnel ended: {self.log()}")
+            return connects(self.port)
+
+        wait_until(listening, "the tunnel listens")
+        return self
+
+    def log(self) -> str:
+        """What it has printed so far."""
+        if self.process is not None and self.process.stdout is not None:
+            with contextlib.suppress(BlockingIOError, ValueError):
+                while chunk := self.process.stdout.read(1 << 16):
+                    self.output += chunk
+        return self.output.decode()
+
+    def wait_ready(self, ready: bool = True, patience: float = PATIENCE) -> None:
+        wanted = 200 if ready else 503
+        wait_until(lambda: self.get("/readyz")[0] == wanted, f"/readyz {wanted}", patience)
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
+        """Status and body of a page of the admin port."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.admin}{path}", headers=headers or {}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def state(self) -> Any:
+        return json.loads(self.get("/readyz")[1])
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all samples of this name that bear these labels."""
+        total = 0.0
+        for line in self.get("/metrics")[1].splitlines():
+            match = re.fullmatch(r"([a-zA-Z_:]+)(?:\{(.*)\})? (\S+)", line)
+            if match is None or match[1] != name:
+                continue
+            found = dict(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
+            if labels.items() <= found.items():
+                total += float(match[3])
+        return total
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self, patience: float = PATIENCE) -> int:
+        """Its exit status."""
+        assert self.process is not None
+        status = self.process.wait(patience)
+        self.log()
+        return status
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(PATIENCE)
+        if self.process is not None:
+            self.log()
+
+
+class Wire:
+    """A client that speaks frames over a blocking socket."""
+
+    def __init__(self, port: int, timeout: float = PATIENCE) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._left = b""
+
+    def send(self, *frames: bytes) -> None:
+        self.socket.sendall(b"".join(frames))
+
+    def read(self, count: int = 1) -> list[binary.Frame]:
+        """The next `count` answers; fewer only where the server closed."""
+        frames: list[binary.Frame] = []
+        while len(frames) < count:
+            got, self._left = binary.split(self._left)
+            frames += got
+            if len(frames) >= count:
+                break
+            data = self.socket.recv(1 << 16)
+            if not data:
+                break
+            self._left += data
+        if len(frames) > count:
+            for frame in reversed(frames[count:]):
+                self._left = self._bytes(frame) + self._left
+        return frames[:count]
+
+    def ask(self, opcode: int, key: bytes = b"", **parts: Any) -> binary.Frame:
+        """Send one request and read one answer."""
+        self.send(binary.request(opcode, key, **parts))
+        (frame,) = self.read()
+        return frame
+
+    def set(self, key: bytes, value: bytes, flags: int = 0, expiry: int = 0) -> binary.Frame:
+        extras = flags.to_bytes(4, "big") + expiry.to_bytes(4, "big")
+        return self.ask(binary.Opcode.SET, key, extras=extras, value=value)
+
+    def get(self, key: bytes) -> binary.Frame:
+        return self.ask(binary.Opcode.GET, key)
+
+    def at_end(self) -> bool:
+        """Whether the server has closed, with nothing left to read."""
+        return not self._left and not self.socket.recv(1)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    @staticmethod
+    def _bytes(frame: binary.Frame) -> bytes:
+        return binary.answer(
+            frame.opcode,
+            frame.opaque,
+            frame.status,
+            extras=frame.extras,
+            key=frame.key,
+            value=frame.value,
+            cas=frame.cas,
+        )
+
+
+@contextlib.contextmanager
+def closing_all(things: list[Any]) -> Iterator[list[Any]]:
+    """Stop (or close) everything in the list at the end, the last first."""
+    try:
+        yield things
+    finally:
+        for thing in reversed(things):
+            (thing.stop if hasattr(thing, "stop") else thing.close)()
