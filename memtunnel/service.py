@@ -43,7 +43,6 @@ from memtunnel.core.budget import Budget
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Policy, Tunnel
-from memtunnel.demo import DemoServer
 from memtunnel.net.downstream import LINGER, Listener
 from memtunnel.net.pool import Pool
 from memtunnel.net.tls import Expectation, load_roots, make_context
@@ -145,15 +144,16 @@ class TunnelService(Service):
     """
 
     name = "memtunnel"
-    _log = Logger(namespace="memtunnel")
 
     def __init__(self, config: Config, reactor: Any, *, foreground: bool = True) -> None:
         self.config = config
         self.draining = False
+        self._log = Logger(namespace="memtunnel")
         self._foreground = foreground
         self._reactor = reactor
         self._began = reactor.seconds()
-        self._demo: DemoServer | None = None
+        self._demo: Any = None
+        """The embedded server, with --demo."""
         self._terminal: int | None = None
         self._ports: list[Any] = []
         self._admin_port: Any = None
@@ -201,6 +201,8 @@ class TunnelService(Service):
         credentials = config.credentials
         roots = None
         if config.demo:
+            from memtunnel.demo import DemoServer
+
             self._demo = DemoServer()
             self._demo.start(self._reactor)
             servers = (ServerConfig(host="127.0.0.1", port=self._demo.port, name="demo"),)
@@ -423,6 +425,7 @@ class TunnelService(Service):
             certificate_not_after=(
                 None if certificate is None else certificate.not_valid_after_utc.timestamp()
             ),
+            last_lost=pool.last_lost,
         )
 
     def describe(self) -> Iterator[tuple[str, str]]:
@@ -447,7 +450,7 @@ class TunnelService(Service):
             yield f"{name}:queued", str(server.queued)
             yield f"{name}:tombstones", str(server.tombstones)
             yield f"{name}:breaker_open", str(int(server.breaker_open))
-            yield f"{name}:last_lost", pool.last_lost
+            yield f"{name}:last_lost", server.last_lost
 
     # Stop
 

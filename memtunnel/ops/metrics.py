@@ -212,6 +212,8 @@ class ServerState:
     """Version and cipher, once they are known."""
     certificate_not_after: float | None
     """Seconds since the epoch, once it is known."""
+    last_lost: str = ""
+    """Why a connection was lost, or not made, most recently."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

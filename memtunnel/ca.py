@@ -1,0 +1,193 @@
+"""``memtunnel ca FILE``: fetch MemCachier's root certificate into a file for ``--ca-file``.
+
+It comes over HTTPS verified by the system's roots, and nothing but certificates gets into the
+file: an error page must never become what the tunnel trusts. Left to others: using it.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shlex
+import ssl
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from http.client import HTTPException, HTTPMessage
+from pathlib import Path
+from typing import IO, Final, NoReturn
+
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+
+URL: Final = "https://www.memcachier.com/MemCachierRootCA.pem"
+#: Seconds that the server may be silent, and that the whole answer may take to come.
+TIMEOUT: Final = 10.0
+#: Bytes of the largest answer that is read.
+LIMIT: Final = 64 << 10
+
+_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+_BROKEN: Final = "what came is a broken certificate, and nothing was written"
+
+
+class CannotFetch(Exception):
+    """There is no certificate to be had, or no place for it; the message says why."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise CannotFetch(message)
+
+
+def _parser() -> _Parser:
+    words = "Fetch MemCachier's root certificate into FILE, for --ca-file."
+    parser = _Parser(prog="memtunnel ca", description=words, allow_abbrev=False)
+    parser.add_argument("file", metavar="FILE", type=Path, help="where to put it")
+    parser.add_argument("--url", default=URL, help="where it is, over https (default: %(default)s)")
+    return parser
+
+
+def main(arguments: list[str], context: ssl.SSLContext | None = None) -> int:
+    """The exit status. `context` verifies the server; None trusts the system's roots."""
+    try:
+        options = _parser().parse_args(arguments)
+        file: Path = options.file
+        # Known before anything is fetched.
+        if not file.parent.is_dir():
+            raise CannotFetch(f"there is no folder {file.parent}: make it, or name another file")
+        if file.is_dir():
+            raise CannotFetch(f"{file} is a folder: name a file in it")
+        certificates = read_certificates(fetch(options.url, context))
+        lines = [line for one in certificates for line in _describe(one)]
+        write(file, b"".join(one.public_bytes(Encoding.PEM) for one in certificates))
+    except CannotFetch as problem:
+        print(f"memtunnel ca: {printable(str(problem))}", file=sys.stderr)
+        return 1
+    lines += [
+        f"Written to {file}. Next:",
+        f"  MEMTUNNEL_CA_FILE={shlex.quote(str(file))} memtunnel",
+    ]
+    for line in lines:
+        print(printable(line))
+    return 0
+
+
+def _describe(certificate: x509.Certificate) -> list[str]:
+    try:
+        return [
+            f"subject  {certificate.subject.rfc4514_string()}",
+            f"dates    {dates_of(certificate)}",
+            f"sha256   {certificate.fingerprint(SHA256()).hex(':').upper()}",
+        ]
+    except ValueError:  # some parts are parsed only when they are looked at
+        raise CannotFetch(_BROKEN) from None
+
+
+class _OnlyHTTPS(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if not _is_https(newurl):
+            raise CannotFetch(f"the server redirects to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _is_https(url: str) -> bool:
+    return url.lower().startswith("https://")
+
+
+def fetch(url: str, context: ssl.SSLContext | None = None) -> bytes:
+    """What is at `url`, whole, over verified HTTPS. Raises `CannotFetch`."""
+    if not _is_https(url):
+        raise CannotFetch(f"expected a URL that begins with https://, not {url}")
+    opener = urllib.request.build_opener(
+        urllib.request.HTTPSHandler(context=context or ssl.create_default_context()), _OnlyHTTPS
+    )
+    until = time.monotonic() + TIMEOUT
+    data = b""
+    try:
+        with opener.open(url, timeout=TIMEOUT) as answer:
+            # read() would wait as long as anything trickles in.
+            while chunk := answer.read1(LIMIT):
+                data += chunk
+                if len(data) > LIMIT:
+                    raise CannotFetch(f"more than {LIMIT} bytes at {url}: no root certificate")
+                if time.monotonic() > until:
+                    raise TimeoutError
+            if answer.length:
+                raise CannotFetch(f"the answer was cut short: {answer.length} bytes are missing")
+    except urllib.error.HTTPError as error:
+        with error:
+            raise CannotFetch(f"the server answered {error.code} for {url}") from None
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: what is no URL
+        raise CannotFetch(f"cannot fetch {url}: {_in_words(error)}") from None
+    return data
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        return _in_words(error.reason)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {TIMEOUT:g} s"
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def read_certificates(data: bytes) -> list[x509.Certificate]:
+    """All certificates of `data`, in PEM form. Raises `CannotFetch` if there is anything else."""
+    found = _PEM.findall(data)
+    if not found or _PEM.sub(b"", data).strip():
+        raise CannotFetch("what came is not certificates in PEM form, and nothing was written")
+    try:
+        return [x509.load_pem_x509_certificate(one) for one in found]
+    except ValueError:
+        raise CannotFetch(_BROKEN) from None
+
+
+def write(file: Path, data: bytes) -> None:
+    """Put `data` there, readable by all, whole or not at all. Raises `CannotFetch`."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        try:
+            with open(descriptor, "wb") as temporary:
+                os.fchmod(descriptor, 0o644)
+                temporary.write(data)
+                temporary.flush()
+                os.fsync(descriptor)
+            os.replace(name, file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        raise CannotFetch(f"cannot write {file}: {error.strerror}") from None
+
+
+def dates_of(certificate: x509.Certificate) -> str:
+    """From when to when it is valid, and how many days are left, for people."""
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    now = datetime.now(UTC)
+    if now < first:
+        state = f"valid only in {(first - now).days} days"
+    elif now > last:
+        state = f"expired {(now - last).days} days ago"
+    else:
+        state = f"{(last - now).days} days left"
+    return f"{first:%F} to {last:%F}, {state}"
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with nothing in it that a terminal would obey."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
