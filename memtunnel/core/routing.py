@@ -83,7 +83,7 @@ class _Modula:
 
 
 class _Continuum:
-    """A circle of 32-bit points, each of a server: a key belongs to the first point at or after it."""
+    """A circle of 32-bit points, each of a server. A key goes to the first at or after its hash."""
 
     __slots__ = ("_count", "_hash", "_points", "_servers")
 
