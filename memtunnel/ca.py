@@ -7,7 +7,6 @@ file: an error page must never become what the tunnel trusts. Left to others: us
 import argparse
 import contextlib
 import os
-import re
 import shlex
 import ssl
 import sys
@@ -15,7 +14,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from datetime import UTC, datetime
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Final, NoReturn
@@ -24,15 +22,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from memtunnel.net.tls import dates_of, pem_certificates, printable, words_of
+
 URL: Final = "https://www.memcachier.com/MemCachierRootCA.pem"
 #: Seconds that the server may be silent, and that the whole answer may take to come.
 TIMEOUT: Final = 10.0
 #: Bytes of the largest answer that is read.
 LIMIT: Final = 64 << 10
-
-_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-
-_BROKEN: Final = "what came is a broken certificate, and nothing was written"
 
 
 class CannotFetch(Exception):
@@ -85,7 +81,8 @@ def _describe(certificate: x509.Certificate) -> list[str]:
             f"sha256   {certificate.fingerprint(SHA256()).hex(':').upper()}",
         ]
     except ValueError:  # some parts are parsed only when they are looked at
-        raise CannotFetch(_BROKEN) from None
+        words = "what came is a broken certificate, and nothing was written"
+        raise CannotFetch(words) from None
 
 
 class _OnlyHTTPS(urllib.request.HTTPRedirectHandler):
@@ -136,24 +133,28 @@ def fetch(url: str, context: ssl.SSLContext | None = None) -> bytes:
 
 
 def _in_words(error: Exception) -> str:
-    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
-        return _in_words(error.reason)
+    if isinstance(error, urllib.error.URLError):
+        reason = error.reason
+        return _in_words(reason) if isinstance(reason, Exception) else str(reason)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, TimeoutError):
         return f"no answer within {TIMEOUT:g} s"
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return words_of(error)
 
 
 def read_certificates(data: bytes) -> list[x509.Certificate]:
-    """All certificates of `data`, in PEM form. Raises `CannotFetch` if there is anything else."""
-    found = _PEM.findall(data)
-    if not found or _PEM.sub(b"", data).strip():
-        raise CannotFetch("what came is not certificates in PEM form, and nothing was written")
-    try:
-        return [x509.load_pem_x509_certificate(one) for one in found]
-    except ValueError:
-        raise CannotFetch(_BROKEN) from None
+    """The certificates in PEM form among `data`. Raises `CannotFetch` if there is none.
+
+    All else is left out: the text that often explains a CA file, and what cannot be read.
+    """
+    certificates = []
+    for one in pem_certificates(data):
+        with contextlib.suppress(ValueError):
+            certificates.append(x509.load_pem_x509_certificate(one))
+    if not certificates:
+        raise CannotFetch("what came has no certificate in PEM form, and nothing was written")
+    return certificates
 
 
 def write(file: Path, data: bytes) -> None:
@@ -173,21 +174,3 @@ def write(file: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise CannotFetch(f"cannot write {file}: {error.strerror}") from None
-
-
-def dates_of(certificate: x509.Certificate) -> str:
-    """From when to when it is valid, and how many days are left, for people."""
-    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    now = datetime.now(UTC)
-    if now < first:
-        state = f"valid only in {(first - now).days} days"
-    elif now > last:
-        state = f"expired {(now - last).days} days ago"
-    else:
-        state = f"{(last - now).days} days left"
-    return f"{first:%F} to {last:%F}, {state}"
-
-
-def printable(text: str) -> str:
-    """`text` on one line, with nothing in it that a terminal would obey."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

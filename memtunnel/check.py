@@ -3,10 +3,11 @@
 Each server is dialled twice. The first connection only looks: it completes the handshake
 whatever the certificate is, shows it, and is closed without an application byte. Only where
 the certificate passes the configured ``--verify``, a second connection, judged by the tunnel's
-own `Handshake`, logs in and measures.
+own `Handshake`, logs in and measures. Like the tunnel's it has ``--connect-timeout`` for its
+whole set-up, up to the first NOOP; anything else may take as long by itself.
 
-Left to others: what the settings are (`config`), and whom to trust (`net.tls`). There is no
-reactor here: sockets block, each phase for ``--connect-timeout`` at most.
+Left to others: what the settings are (`config`), whom to trust (`net.tls`), and the
+conversation (`net.blocking`).
 """
 
 import base64
@@ -16,50 +17,39 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from statistics import median
-from threading import Thread
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, cast
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
 from twisted.python import usage
 
-from memtunnel.ca import dates_of, printable
-from memtunnel.config import Config, ConfigError, ServerConfig, describe, load
+from memtunnel.addresses import host_port
+from memtunnel.config import Config, ConfigError, ServerConfig, describe
 from memtunnel.core.outcomes import Lost
+from memtunnel.net.blocking import Address, Channel, Deadline, Trouble, connect, look_up
 from memtunnel.net.tls import (
     Expectation,
     Handshake,
     Untrusted,
     chain_problem,
+    dates_of,
     key_digest,
     load_roots,
     make_context,
     names_of,
+    printable,
+    words_of,
 )
-from memtunnel.service import Options
-from memtunnel.wire import binary
+from memtunnel.service import Options, configuration, expectation
 from memtunnel.wire.binary import STATUS_TEXT, Frame, Opcode, Status
 from memtunnel.wire.sasl import MECHANISM
 
 NOOPS: Final = 20
-#: Bytes of the largest answer that is waited for: those asked for here are small.
-LIMIT: Final = 64 << 10
-_CHUNK: Final = 16 << 10
 #: Names of a certificate that are suggested for --tls-name.
 SUGGESTIONS: Final = 3
-
-_CLOSED: Final = "the server closed the connection"
-_NONSENSE: Final = "the server said something that answers no request"
-
-_T = TypeVar("_T")
-
-
-class Trouble(Exception):
-    """A phase failed; the message says how."""
 
 
 def main(arguments: list[str]) -> int:
@@ -68,8 +58,7 @@ def main(arguments: list[str]) -> int:
     options.synopsis = "memtunnel check [options of the tunnel]"
     try:
         options.parseOptions(arguments)
-        flags = {name: value for name, value in options.items() if value not in (None, [])}
-        config = load(flags, os.environ)
+        config = configuration(options, os.environ)
         if config.check_config:
             print(describe(config))
             return 0
@@ -82,7 +71,7 @@ def main(arguments: list[str]) -> int:
         return 1
     passed = 0
     for server in config.servers:
-        print(_where(server.host, server.port))
+        print(host_port(server.host, server.port))
         passes = Check(server, config, context, _print).run()
         _print("result", "passes" if passes else "FAILS")
         print(flush=True)
@@ -99,7 +88,7 @@ def _context(ca_file: str | None) -> SSL.Context:
     try:
         return make_context(None if ca_file is None else load_roots(Path(ca_file).read_bytes()))
     except (OSError, ValueError, crypto.Error, SSL.Error) as error:
-        raise Trouble(f"--ca-file cannot be used: {_in_words(error)}") from None
+        raise Trouble(f"--ca-file cannot be used: {words_of(error)}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +111,8 @@ class Check:
         context: SSL.Context,
         say: Callable[[str, str], None],
     ) -> None:
+        self._server = server
         self._host = server.host
-        self._port = server.port
         self._config = config
         self._context = context
         self._timeout = config.connect_timeout
@@ -144,19 +133,20 @@ class Check:
             return False
         return True
 
-    def _dial(self) -> tuple["Address", socket.socket]:
+    def _dial(self) -> tuple[Address, socket.socket]:
         """The first address of the server that takes a connection, and that connection."""
-        for address in look_up(self._host, self._port, self._timeout):
+        for address in look_up(self._host, self._server.port, self._timeout):
+            there = host_port(*address.where[:2])
             began = time.perf_counter()
             try:
-                connected = connect(address, self._timeout)
+                connected = connect(address, Deadline(self._timeout))
             except Trouble as trouble:
-                self._say("TCP", f"{address}: {trouble}")
+                self._say("TCP", f"{there}: {trouble}")
             else:
                 took = _ms(time.perf_counter() - began)
-                self._say("TCP", f"{address}: connected in {took} ms")
+                self._say("TCP", f"{there}: connected in {took} ms")
                 return address, connected
-        raise Trouble("no connection")
+        raise Trouble("no address of this server takes a connection")
 
     # The connection that only looks
 
@@ -169,10 +159,10 @@ class Check:
             return True
 
         self._phase = "TLS"
-        connection = _connection(self._expectation("full").handshake())
+        connection = _connection(self._expectation().handshake())
         connection.set_verify(SSL.VERIFY_PEER, record)
-        with contextlib.closing(Channel(connected, connection, self._timeout)) as channel:
-            channel.handshake()
+        with contextlib.closing(Channel(connected, connection)) as channel:
+            channel.handshake(Deadline(self._timeout))
             version, cipher = connection.get_protocol_version_name(), connection.get_cipher_name()
             self._say("TLS", f"{version}, {cipher}")
             try:
@@ -204,18 +194,14 @@ class Check:
 
     # The verdict
 
-    def _expectation(self, verify: str, name: str | None = None) -> Expectation:
-        return Expectation(
-            self._context,
-            name or self._config.tls_names.get(self._host, self._host),
-            check_name=verify == "full",
-            pins=self._config.tls_pins.get(self._host, ()),
-        )
+    def _expectation(self, **changes: Any) -> Expectation:
+        """The tunnel's own of this server, or what it would be with other settings."""
+        return expectation(replace(self._config, **changes), self._server, self._context)
 
     def _judge(self, sight: Sight) -> bool:
         """Say which ``--verify`` would pass; whether the configured one does."""
-        full = _problem(sight, self._expectation("full"))
-        chain = _problem(sight, self._expectation("chain"))
+        full = _problem(sight, self._expectation(verify="full"))
+        chain = _problem(sight, self._expectation(verify="chain"))
         if chain is not None:
             self._say("verify", f"neither full nor chain would pass: {chain}")
         elif full is not None:
@@ -244,7 +230,7 @@ class Check:
         names = [
             name
             for name in _names_to_expect(sight.chain[0], host)
-            if _problem(sight, self._expectation("full", name)) is None
+            if _problem(sight, self._expectation(verify="full", tls_names={host: name})) is None
         ]
         sure = "if the provider says that this is the server's name"
         return [f"--tls-name {host}={name}, {sure}" for name in names] or [
@@ -253,44 +239,50 @@ class Check:
 
     # The connection that speaks
 
-    def _speak(self, address: "Address") -> None:
+    def _speak(self, address: Address) -> None:
         """Log in and measure, over a connection that the tunnel would trust."""
+        seconds = self._timeout
+        given_up = f"not warm within {seconds:g} s: the tunnel, too, would give up here"
+        warm = Deadline(seconds, f"{given_up}; --connect-timeout says when")
+        self._phase = "TCP"
+        connected = connect(address, warm)
         self._phase = "TLS"
-        handshake = self._expectation(self._config.verify).handshake()
+        handshake = self._expectation().handshake()
         connection = _connection(handshake)
-        connected = connect(address, self._timeout)
-        with contextlib.closing(Channel(connected, connection, self._timeout)) as channel:
+        with contextlib.closing(Channel(connected, connection)) as channel:
             try:
-                channel.handshake()
+                channel.handshake(warm)
                 handshake.verify(connection)
             except Untrusted as problem:
                 raise Trouble(str(problem)) from None
             except Trouble as trouble:
                 raise (Trouble(str(handshake.problem)) if handshake.problem else trouble) from None
-            self._log_in(channel)
-            self._measure(channel)
+            self._log_in(channel, warm)
+            self._measure(channel, warm)
 
-    def _log_in(self, channel: "Channel") -> None:
+    def _log_in(self, channel: Channel, warm: Deadline) -> None:
         self._phase = "login"
         credentials = self._config.credentials
         if credentials is None:
             self._say("login", "none is configured")
             return
-        answer = channel.ask(Opcode.SASL_AUTH, MECHANISM, credentials.initial_response())
+        answer = channel.ask(warm, Opcode.SASL_AUTH, MECHANISM, credentials.initial_response())
         if answer.status != Status.OK:
             raise Trouble(f"{credentials.username}: refused, {_status(answer)}")
         self._say("login", f"{credentials.username}: accepted")
 
-    def _measure(self, channel: "Channel") -> None:
+    def _measure(self, channel: Channel, warm: Deadline) -> None:
+        """Up to the first NOOP, what the tunnel asks before a connection is warm."""
         self._phase = "version"
-        answer = channel.ask(Opcode.VERSION)
+        answer = channel.ask(warm, Opcode.VERSION)
         told = answer.status == Status.OK
         self._say("version", answer.value.decode(errors="replace") if told else _status(answer))
         self._phase = "NOOP"
-        times = []
+        times: list[float] = []
         for _ in range(NOOPS):
+            deadline = Deadline(self._timeout) if times else warm
             began = time.perf_counter()
-            answer = channel.ask(Opcode.NOOP)
+            answer = channel.ask(deadline, Opcode.NOOP)
             times.append(time.perf_counter() - began)
             if answer.status == Status.AUTH_FAILED and self._config.credentials is None:
                 raise Trouble("the server wants a login, and none is configured")
@@ -341,164 +333,9 @@ def _names_to_expect(certificate: x509.Certificate, host: str) -> list[str]:
     return [name.replace("*", label, 1) for name in names][:SUGGESTIONS]
 
 
-class Address(NamedTuple):
-    """Where a name has led."""
-
-    family: socket.AddressFamily
-    where: tuple[Any, ...]
-    """As `socket.connect` takes it."""
-
-    def __str__(self) -> str:
-        return _where(self.where[0], self.where[1])
-
-
-def look_up(host: str, port: int, timeout: float) -> list[Address]:
-    """The addresses of a host. Raises `Trouble`."""
-    answers: SimpleQueue[list[Any] | OSError] = SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except OSError as error:
-            answers.put(error)
-
-    # The system's resolver knows no deadline.
-    Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=timeout)
-    except Empty:
-        raise Trouble(f"the name {host} was not looked up within {timeout:g} s") from None
-    if isinstance(answer, OSError):
-        raise Trouble(f"the name {host} is not found: {_in_words(answer)}")
-    return [Address(family, where) for family, _, _, _, where in answer]
-
-
-def connect(address: Address, timeout: float) -> socket.socket:
-    """A TCP connection. Raises `Trouble`."""
-    connected = socket.socket(address.family, socket.SOCK_STREAM)
-    try:
-        connected.settimeout(timeout)
-        connected.connect(address.where)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except TimeoutError:
-        connected.close()
-        raise Trouble(f"no answer within {timeout:g} s") from None
-    except OSError as error:
-        connected.close()
-        raise Trouble(_in_words(error)) from None
-    return connected
-
-
-class Channel:
-    """TLS over a blocking socket, asking one question at a time.
-
-    Each call takes `timeout` seconds at most, and raises `Trouble`.
-    """
-
-    __slots__ = ("_asked", "_connection", "_socket", "_timeout")
-
-    def __init__(
-        self, connected: socket.socket, connection: SSL.Connection, timeout: float
-    ) -> None:
-        self._socket = connected
-        self._connection = connection
-        self._timeout = timeout
-        self._asked = 0
-        connection.set_connect_state()
-
-    def handshake(self) -> None:
-        self._do(self._connection.do_handshake, time.monotonic() + self._timeout)
-
-    def ask(self, opcode: int, key: bytes = b"", value: bytes = b"") -> Frame:
-        """Send a request, and wait for its answer."""
-        until = time.monotonic() + self._timeout
-        self._asked += 1
-        opaque = self._asked.to_bytes(4, "big")
-        request = binary.request(opcode, key, value=value, opaque=opaque)
-        self._do(lambda: self._connection.send(request), until)
-        data = b""
-        frames: list[Frame] = []
-        while not frames:
-            data += self._do(lambda: self._connection.recv(_CHUNK), until)
-            try:
-                frames, rest = binary.split(data)
-            except ValueError:
-                raise Trouble(_NONSENSE) from None
-            if len(data) > LIMIT:
-                raise Trouble(_NONSENSE)
-        answer = frames[0]
-        told = (answer.magic, answer.opcode, answer.opaque)
-        if len(frames) > 1 or rest or told != (binary.ANSWER_MAGIC, opcode, opaque):
-            raise Trouble(_NONSENSE)
-        return answer
-
-    def close(self) -> None:
-        with contextlib.suppress(SSL.Error, OSError):
-            self._connection.shutdown()
-            self._push(time.monotonic() + self._timeout)
-        self._socket.close()
-
-    def _do(self, step: Callable[[], _T], until: float) -> _T:
-        try:
-            while True:
-                try:
-                    result = step()
-                except SSL.WantReadError:
-                    self._push(until)
-                    self._pull(until)
-                else:
-                    self._push(until)
-                    return result
-        except TimeoutError:
-            raise Trouble(f"no answer within {self._timeout:g} s") from None
-        except SSL.ZeroReturnError:
-            raise Trouble(_CLOSED) from None
-        except SSL.Error as error:
-            with contextlib.suppress(OSError):
-                self._push(until)  # the alert that tells the server why
-            raise Trouble(_in_words(error)) from None
-        except OSError as error:
-            raise Trouble(_in_words(error)) from None
-
-    def _push(self, until: float) -> None:
-        with contextlib.suppress(SSL.WantReadError):
-            while data := self._connection.bio_read(_CHUNK):
-                self._socket.settimeout(_left(until))
-                self._socket.sendall(data)
-
-    def _pull(self, until: float) -> None:
-        self._socket.settimeout(_left(until))
-        data = self._socket.recv(_CHUNK)
-        if not data:
-            raise Trouble(_CLOSED)
-        self._connection.bio_write(data)
-
-
-def _left(until: float) -> float:
-    seconds = until - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError
-    return seconds
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, (SSL.Error, crypto.Error)) and error.args:
-        words = ", ".join(str(entry[-1]) for entry in error.args[0])
-        if "wrong version number" in words or "packet length too long" in words:
-            return "the server does not speak TLS on this port; --tls-port says which does"
-        return words
-    if isinstance(error, ConnectionRefusedError):
-        return "refused: nothing listens there"
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-
-
 def _status(answer: Frame) -> str:
     words = STATUS_TEXT.get(answer.status, b"no words for it").decode()
     return f"status 0x{answer.status:02x} ({words})"
-
-
-def _where(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _ms(seconds: float) -> str:

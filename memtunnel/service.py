@@ -13,12 +13,13 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, Final
 
 from cryptography.hazmat.backends.openssl.backend import backend
+from OpenSSL import SSL
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
@@ -48,10 +49,10 @@ from memtunnel.net.pool import Pool
 from memtunnel.net.tls import Expectation, load_roots, make_context
 from memtunnel.net.transports import Resolver, SendAtOnceReactor, read_directly
 from memtunnel.net.turn import Turn
-from memtunnel.net.upstream import State as UpstreamState
 from memtunnel.net.upstream import Target
 from memtunnel.ops import admin
-from memtunnel.ops.metrics import Metrics, ServerState, State
+from memtunnel.ops.metrics import Metrics
+from memtunnel.status import Status
 from memtunnel.wire.sasl import Credentials
 
 #: Seconds between two looks at the deadlines while requests are in flight: an answer that
@@ -106,6 +107,25 @@ for _setting in SETTINGS:
         setattr(Options, "opt_" + _setting.name.replace("-", "_"), _collecting(_setting))
 
 
+def configuration(options: usage.Options, environ: Mapping[str, str]) -> Config:
+    """What the flags in `options` and the variables of `environ` say. Raises `ConfigError`."""
+    # Twisted counts a switch as 0 or 1.
+    flags = {
+        name: bool(value) if isinstance(value, int) else value for name, value in options.items()
+    }
+    return load(flags, environ)
+
+
+def expectation(config: Config, server: ServerConfig, context: SSL.Context) -> Expectation:
+    """What the certificate of `server` has to show under these settings."""
+    return Expectation(
+        context,
+        config.tls_names.get(server.host, server.host),
+        check_name=config.verify == "full",
+        pins=config.tls_pins.get(server.host, ()),
+    )
+
+
 def makeService(options: Options) -> Service:
     """The service for the flags in `options` and the process's environment.
 
@@ -114,9 +134,8 @@ def makeService(options: Options) -> Service:
     """
     from twisted.internet import reactor
 
-    flags = {name: value for name, value in options.items() if value not in (None, [])}
     try:
-        config = load(flags, os.environ)
+        config = configuration(options, os.environ)
     except ConfigError as mistakes:
         print(f"memtunnel: {mistakes}".replace("\n", "\nmemtunnel: "), file=sys.stderr)
         raise SystemExit(1) from None
@@ -126,7 +145,15 @@ def makeService(options: Options) -> Service:
     foreground = options.parent is None or bool(options.parent.get("nodaemon"))
     keep_monotonic_time(reactor)
     read_directly(reactor)
-    return TunnelService(config, reactor, foreground=foreground)
+    return TunnelService(config, reactor, foreground=foreground, terminal=_terminal())
+
+
+def _terminal() -> int | None:
+    """A descriptor for standard error as it is now: twistd takes that over before we start."""
+    try:
+        return os.dup(2)
+    except OSError:
+        return None
 
 
 def keep_monotonic_time(reactor: Any) -> None:
@@ -140,26 +167,30 @@ def keep_monotonic_time(reactor: Any) -> None:
 class TunnelService(Service):
     """The running tunnel.
 
-    `foreground` says whether a failure to start can be told on the terminal by ourselves.
+    `terminal` is a file descriptor for words on a failure to start, closed once that is over;
+    `foreground` says whether the process may then simply exit.
     """
 
     name = "memtunnel"
 
-    def __init__(self, config: Config, reactor: Any, *, foreground: bool = True) -> None:
+    def __init__(
+        self,
+        config: Config,
+        reactor: Any,
+        *,
+        foreground: bool = True,
+        terminal: int | None = None,
+    ) -> None:
         self.config = config
-        self.draining = False
         self._log = Logger(namespace="memtunnel")
         self._foreground = foreground
         self._reactor = reactor
-        self._began = reactor.seconds()
         self._demo: Any = None
         """The embedded server, with --demo."""
-        self._terminal: int | None = None
+        self._terminal = terminal
         self._ports: list[Any] = []
         self._admin_port: Any = None
         self._loops: list[LoopingCall] = []
-        self._swept_late = False
-        self._max_clients = config.max_clients
         self.metrics = Metrics(
             version=__version__,
             python=platform.python_version(),
@@ -167,8 +198,17 @@ class TunnelService(Service):
             openssl=backend.openssl_version_text(),
             reactor=type(reactor).__name__,
         )
+        self.budget = Budget(config.max_buffer)
         self.listeners: list[Listener] = []
         self.pools: list[Pool] = []
+        self.status = Status(
+            self.pools,
+            self.listeners,
+            self.budget,
+            reactor.seconds,
+            failover=config.failover,
+            verify=config.verify,
+        )
 
     # Start
 
@@ -178,10 +218,11 @@ class TunnelService(Service):
             self._prepare()
         except (CannotStart, CannotListenError, OSError, ValueError) as problem:
             words = in_words(problem)
+            self._tell(words)
             if self._foreground:
-                print(f"memtunnel: {words}", file=sys.stderr)
                 raise SystemExit(1) from None
             raise CannotStart(words) from None
+        self._leave_terminal()
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -194,6 +235,17 @@ class TunnelService(Service):
         self._loop(self._tick, TICK)
         self._loop(self._tick_clients, CLIENT_TICK)
         self._reactor.callWhenRunning(self._take_signals)
+
+    def _tell(self, words: str) -> None:
+        """Say on the terminal why there is no start."""
+        if self._terminal is not None:
+            os.write(self._terminal, f"memtunnel: {words}\n".encode())
+            self._leave_terminal()
+
+    def _leave_terminal(self) -> None:
+        terminal, self._terminal = self._terminal, None
+        if terminal is not None:
+            os.close(terminal)
 
     def _prepare(self) -> None:
         config = self.config
@@ -215,7 +267,7 @@ class TunnelService(Service):
         for description in config.listen:
             self._listen(description)
         site = admin.site(
-            self.metrics, self.state, token=config.metrics_token, reactor=self._reactor
+            self.metrics, self.status.state, token=config.metrics_token, reactor=self._reactor
         )
         self._admin_port = self._open(self._reactor, config.metrics, site, "--metrics")
         where = ", ".join(listener.address for listener in self.listeners)
@@ -227,7 +279,11 @@ class TunnelService(Service):
             metrics=address_of(self._admin_port),
         )
         if self._demo is not None:
-            print(self._what_to_try(), flush=True)
+            # Past Twisted's log, which has taken sys.stdout: this is for a person at a terminal.
+            terminal = sys.__stdout__
+            if terminal is not None:
+                terminal.write(self._what_to_try())
+                terminal.flush()
 
     def _build(
         self,
@@ -239,7 +295,6 @@ class TunnelService(Service):
         self._turn = Turn(self._reactor)
         resolver = Resolver(self._reactor)
         self._eager = SendAtOnceReactor(self._reactor, resolver)
-        self.budget = Budget(config.max_buffer)
         counts = [self.metrics.server(server.name) for server in servers]
         cores = [
             Server(server.name, index, counts[index], self.budget)
@@ -261,21 +316,15 @@ class TunnelService(Service):
             self.budget,
             self.metrics,
             self._sweep_later,
-            self.describe,
+            self.status.describe,
         )
         context = make_context(roots)
         random = SystemRandom()
         for server, core in zip(servers, cores, strict=True):
-            expectation = Expectation(
-                context,
-                config.tls_names.get(server.host, server.host),
-                check_name=config.verify == "full",
-                pins=config.tls_pins.get(server.host, ()),
-            )
             target = Target(
                 host=server.host,
                 port=server.port,
-                expectation=expectation,
+                expectation=expectation(config, server, context),
                 credentials=credentials,
                 connect_timeout=config.connect_timeout,
                 max_value_size=config.max_value_size,
@@ -301,7 +350,7 @@ class TunnelService(Service):
 
     def _listen(self, description: str) -> None:
         def room() -> bool:
-            return sum(len(each.clients) for each in self.listeners) < self._max_clients
+            return self.status.clients < self.status.max_clients
 
         listener = Listener(self.tunnel, self._turn, self._reactor, room, self._warn)
         port = self._open(self._eager, description, listener, "--listen")
@@ -329,21 +378,20 @@ class TunnelService(Service):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        room = hard - RESERVED_FILES
-        if hard != resource.RLIM_INFINITY and room < self._max_clients:
-            self._max_clients = max(1, room)
-            self._warn(
-                f"--max-clients lowered to {self._max_clients}: the system allows {hard} open files"
-            )
+        wanted, room = self.config.max_clients, max(1, hard - RESERVED_FILES)
+        enough = hard == resource.RLIM_INFINITY or wanted <= room
+        self.status.max_clients = wanted if enough else room
+        if not enough:
+            self._warn(f"--max-clients lowered to {room}: the system allows {hard} open files")
 
     def _what_to_try(self) -> str:
         client = self.listeners[0].address
         scrape = address_of(self._admin_port)
         return (
             "An embedded server is running behind the tunnel. Try:\n"
-            f"  memcping --binary --servers={client}    # or any client of the binary protocol\n"
+            f"  python3 -c \"import bmemcached as b; c = b.Client('{client}'); c.set('a', '1'); print(c.get('a'))\"\n"
             f"  curl http://{scrape}/readyz\n"
-            f"  curl http://{scrape}/metrics"
+            f"  curl http://{scrape}/metrics\n"
         )
 
     # While it runs
@@ -380,78 +428,6 @@ class TunnelService(Service):
     def _warn(self, words: str) -> None:
         self._log.warn("{words}", words=words)
 
-    # What operators see
-
-    @property
-    def ready(self) -> bool:
-        """Whether clients can be served: with failover, one server is enough."""
-        warm = [pool.is_warm for pool in self.pools]
-        enough = any(warm) if self.config.failover else all(warm)
-        return enough and not self.draining
-
-    def state(self) -> State:
-        """Everything that is measured when it is asked for."""
-        return State(
-            ready=self.ready,
-            draining=self.draining,
-            client_paused=sum(listener.paused for listener in self.listeners),
-            buffered_bytes=self.budget.used,
-            client_connections_max=self._max_clients,
-            config_last_reload_successful=True,
-            servers={pool.server.name: self._server_state(pool) for pool in self.pools},
-        )
-
-    def _server_state(self, pool: Pool) -> ServerState:
-        server = pool.server
-        muxes = [upstream.mux for upstream in pool.upstreams]
-        oldest = server.oldest()
-        warm = next((one for one in pool.upstreams if one.state is UpstreamState.WARM), None)
-        certificate = warm.certificate if warm is not None else None
-        return ServerState(
-            up=pool.is_warm,
-            connections={
-                str(state): pool.count(state)
-                for state in UpstreamState
-                if state is not UpstreamState.LOST
-            },
-            connections_target=pool.size,
-            in_flight=sum(mux.in_flight for mux in muxes),
-            queued=server.queued,
-            tombstones=sum(mux.tombstones for mux in muxes),
-            queue_oldest_seconds=0.0 if oldest is None else self._reactor.seconds() - oldest,
-            breaker_open=server.refusing,
-            verify=self.config.verify,
-            tls=None if warm is None else (warm.tls_version, warm.tls_cipher),
-            certificate_not_after=(
-                None if certificate is None else certificate.not_valid_after_utc.timestamp()
-            ),
-            last_lost=pool.last_lost,
-        )
-
-    def describe(self) -> Iterator[tuple[str, str]]:
-        """The names and values of ``STAT memtunnel``."""
-        state = self.state()
-        yield "version", __version__
-        yield "pid", str(os.getpid())
-        yield "uptime", str(int(self._reactor.seconds() - self._began))
-        yield "ready", str(int(state.ready))
-        yield "draining", str(int(state.draining))
-        yield "clients", str(sum(len(listener.clients) for listener in self.listeners))
-        yield "clients_max", str(state.client_connections_max)
-        yield "clients_paused", str(state.client_paused)
-        yield "buffered_bytes", str(state.buffered_bytes)
-        for pool in self.pools:
-            name = pool.server.name
-            server = state.servers[name]
-            yield f"{name}:up", str(int(server.up))
-            for word, number in server.connections.items():
-                yield f"{name}:connections_{word}", str(number)
-            yield f"{name}:in_flight", str(server.in_flight)
-            yield f"{name}:queued", str(server.queued)
-            yield f"{name}:tombstones", str(server.tombstones)
-            yield f"{name}:breaker_open", str(int(server.breaker_open))
-            yield f"{name}:last_lost", server.last_lost
-
     # Stop
 
     def _take_signals(self) -> None:
@@ -467,11 +443,11 @@ class TunnelService(Service):
 
     def drain(self) -> None:
         """Stop in order; asked a second time, stop now."""
-        if self.draining:
+        if self.status.draining:
             self._reactor.stop()
             return
-        self.draining = True
-        self._log.info("draining: {clients} clients left", clients=self._clients_left())
+        self.status.draining = True
+        self._log.info("draining: {clients} clients left", clients=self.status.clients)
         until = self._reactor.seconds() + self.config.drain_timeout
         self._drain_step(until, closing=False)
 
@@ -480,7 +456,7 @@ class TunnelService(Service):
         now = self._reactor.seconds()
         if not self._reactor.running:
             return
-        if not self._clients_left():
+        if not self.status.clients:
             self._reactor.stop()
             return
         if now >= until:
@@ -499,13 +475,10 @@ class TunnelService(Service):
             self.tunnel.flush()
         self._reactor.callLater(DRAIN_TICK, self._drain_step, until, closing=closing)
 
-    def _clients_left(self) -> int:
-        return sum(len(listener.clients) for listener in self.listeners)
-
     def stopService(self) -> Deferred[Any]:
         """Close everything that is still open."""
         super().stopService()  # type: ignore[no-untyped-call]
-        self.draining = True
+        self.status.draining = True
         for loop in self._loops:
             if loop.running:
                 loop.stop()

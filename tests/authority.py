@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
@@ -18,7 +18,7 @@ class Pair:
     """A certificate and its key."""
 
     certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
     @property
     def pem(self) -> bytes:
@@ -43,9 +43,13 @@ def issue(
     common_name: str = "memtunnel test",
     days: tuple[float, float] = (-1, 30),
     extensions: tuple[x509.ExtensionType, ...] = (),
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
 ) -> Pair:
-    """A certificate for `names`, valid for `days` from now; self-signed without an issuer."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    """A certificate for `names`, valid for `days` from now; self-signed without an issuer.
+
+    Its key is a new one on a curve where none is given.
+    """
+    key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     now = datetime.datetime.now(datetime.UTC)
     builder = (
@@ -70,3 +74,9 @@ def issue(
 def authority(common_name: str = "memtunnel test authority", **options: object) -> Pair:
     """A root that may issue."""
     return issue(authority=True, common_name=common_name, **options)  # type: ignore[arg-type]
+
+
+def tampered(pair: Pair) -> Pair:
+    """The same certificate with a signature that is wrong in its last bit."""
+    der = pair.certificate.public_bytes(Encoding.DER)
+    return Pair(x509.load_der_x509_certificate(der[:-1] + bytes([der[-1] ^ 1])), pair.key)

@@ -321,6 +321,8 @@ BAD_ENDPOINTS = [
     "tcp:1:interface=fe80\\:\\:1%eth0",
     "tcp:1:nonsense=1",
     "tcp:1:backlog=0",
+    "tcp6:1",
+    "tcp:1:50",
     "tcp:1:1=2",
     "tcp:1\\",
     "tcp6:1:interface=one",
@@ -354,18 +356,16 @@ def test_a_bad_value_is_told_with_its_flag_and_what_was_expected(name: str, valu
         ({"request-timeout": "x"}, {}, {}, "--request-timeout: expected seconds"),
         ({}, {"MEMTUNNEL_REQUEST_TIMEOUT": "x"}, {}, "MEMTUNNEL_REQUEST_TIMEOUT: expected"),
         ({"config": "f"}, {}, {"f": "request-timeout = 99"}, "request-timeout in f: expected"),
-        ({"config": "f"}, {}, {"f": "failover = 1"}, "failover in f: expected true or false"),
         ({"config": "f"}, {}, {"f": "pool-size = true"}, "pool-size in f: expected a whole"),
-        ({"config": "f"}, {}, {"f": "pool-size = '2'"}, "pool-size in f: expected a whole"),
         ({"config": "f"}, {}, {"f": "pool-size = 2.0"}, "pool-size in f: expected a whole"),
         ({"config": "f"}, {}, {"f": "max-clients = 0x" + "f" * 9999}, "max-clients in f: expec"),
-        ({"config": "f"}, {}, {"f": "listen = 'a:1'"}, "listen in f: expected an array of str"),
-        ({"config": "f"}, {}, {"f": "listen = [1]"}, "listen in f: expected an array of str"),
-        ({"config": "f"}, {}, {"f": "[verify]\na = 1"}, "verify in f: expected a string"),
-        ({"config": "f"}, {}, {"f": "demo = 'on'"}, "demo in f: expected true or false"),
+        ({"config": "f"}, {}, {"f": "listen = [1]"}, "listen in f: expected ADDRESS:PORT"),
+        ({"config": "f"}, {}, {"f": "pool-size = [1, 2]"}, "pool-size in f: expected only one"),
+        ({"config": "f"}, {}, {"f": "[verify]\na = 1"}, "verify in f: expected full or chain"),
+        ({"config": "f"}, {}, {"f": "failover = 2"}, "failover in f: expected on or off"),
         ({"config": "f"}, {}, {"f": "config = 'g'"}, "config in f: cannot be set here"),
-        ({"pool-size": True}, {}, {}, "--pool-size: expected N"),
-        ({"pool-size": ["1", "2"]}, {}, {}, "--pool-size: expected only once"),
+        ({"pool-size": True}, {}, {}, "--pool-size: expected a whole"),
+        ({"pool-size": ["1", "2"]}, {}, {}, "--pool-size: expected only one value"),
         ({"client-auth": "passthrough"}, {}, {}, "--client-auth: expected open or required (pas"),
         ({"max-buffer": "1MiB", "max-value-size": "2MiB"}, {}, {}, "--max-buffer: expected at l"),
     ],
@@ -416,7 +416,7 @@ def test_passthrough_is_said_to_be_missing_from_this_version() -> None:
             {"config": "f"},
             {},
             {"f": f"password = '{CANARY}'"},
-            "password in f: cannot be set here: expected MEMTUNNEL_PASSWORD or --password-file",
+            "password in f: cannot be set here: expected MEMTUNNEL_PASSWORD",
         ),
         (
             {"metrics-token": CANARY},
@@ -462,7 +462,7 @@ def test_variables_of_others_are_left_alone() -> None:
         (b"a = 1\na = 2", "expected TOML: "),
         (b"a = " + b"9" * 5000, "expected TOML: "),
         (b"a = " + b"[" * 100_000, "expected TOML: "),
-        (b"\xff", "expected TOML in UTF-8"),
+        (b"\xff", "expected TOML: "),
     ],
 )
 def test_a_file_that_is_not_toml(data: bytes, words: str) -> None:
@@ -515,11 +515,6 @@ def test_files_are_read_from_the_disk(tmp_path: Path) -> None:
     assert password == b"pass\xffword"
 
 
-def test_a_ca_file_without_a_certificate_is_a_mistake() -> None:
-    mistake = only_mistake({"server": ["one"], "ca-file": "f"}, {}, {"f": b"nothing"})
-    assert mistake == "--ca-file: expected a PEM file with a certificate in it"
-
-
 # Listeners
 
 
@@ -531,12 +526,10 @@ def test_a_ca_file_without_a_certificate_is_a_mistake() -> None:
         ("[::1]:11212", r"tcp:11212:interface=\:\:1"),
         ("[0:0::1]:011", r"tcp:11:interface=\:\:1"),
         ("tcp:11212:interface=127.0.0.9", "tcp:11212:interface=127.0.0.9"),
-        ("tcp:0:127.0.0.1:9", "tcp:0:interface=127.0.0.1:backlog=9"),
-        ("tcp:interface=localhost:port=1", "tcp:1:interface=127.0.0.1"),
-        (r"tcp6:1:interface=\:\:1", r"tcp:1:interface=\:\:1"),
+        (r"tcp:0:backlog=9:interface=\:\:1", r"tcp:0:backlog=9:interface=\:\:1"),
         ("unix:/run/tunnel", "unix:/run/tunnel:mode=660"),
         ("unix:/run/tunnel:mode=600", "unix:/run/tunnel:mode=600"),
-        ("unix:/a:600:5:0", "unix:/a:mode=600:backlog=5:lockfile=0"),
+        ("unix:/a:lockfile=0", "unix:/a:lockfile=0:mode=660"),
         (r"unix:/a\:b\=c", r"unix:/a\:b\=c:mode=660"),
         ("systemd:domain=INET:index=0", "systemd:domain=INET:index=0"),
         ("systemd:domain=UNIX:name=cache", "systemd:domain=UNIX:name=cache"),
@@ -555,8 +548,7 @@ def test_private_endpoints(text: str, description: str) -> None:
         ("[::]:1", r"tcp:1:interface=\:\:"),
         (":1", "tcp:1"),
         ("tcp:1", "tcp:1"),
-        ("tcp:1:interface=", "tcp:1"),
-        ("tcp6:1", r"tcp:1:interface=\:\:"),
+        ("tcp:1:interface=", "tcp:1:interface="),
         ("[::ffff:10.0.0.1]:1", r"tcp:1:interface=\:\:ffff\:a00\:1"),
     ],
 )
@@ -581,22 +573,6 @@ def test_the_login_of_clients_needs_a_login() -> None:
     mistake = only_mistake({"server": ["one"]}, {"MEMTUNNEL_CLIENT_AUTH": "required"})
     assert mistake.startswith("MEMTUNNEL_CLIENT_AUTH: required needs a login: expected --username")
     read({"client-auth": "required"}, ADD_ON)
-
-
-@pytest.mark.parametrize(
-    ("flags", "beginning"),
-    [
-        ({"listen": ["127.0.0.1:1", "localhost:1"]}, "--listen: expected different endpoints"),
-        ({"listen": ["127.0.0.1:1"], "metrics": "127.0.0.1:1"}, "--metrics: expected an endpoint"),
-    ],
-)
-def test_an_endpoint_can_be_taken_once(flags: Flags, beginning: str) -> None:
-    assert only_mistake({"server": ["one"], **flags}).startswith(beginning)
-
-
-def test_port_0_can_be_taken_again_and_again() -> None:
-    config = one({"listen": ["127.0.0.1:0", "127.0.0.1:0"], "metrics": "127.0.0.1:0"})
-    assert len(config.listen) == 2
 
 
 @given(
@@ -680,22 +656,24 @@ def test_servers_of_the_add_on_keep_their_names_and_take_the_tls_port(separator:
 @pytest.mark.parametrize(
     ("flags", "environ", "beginning"),
     [
-        ({"server": ["a:1", "A:1=b"]}, {}, "--server: expected different servers, but a:1 is"),
-        ({"server": ["a:1=x", "b=x"]}, {}, "--server: expected different names, but x is"),
+        ({"server": ["a:1", "A:1=b"]}, {}, "--server: expected a:1 only once"),
+        ({"server": ["a:1=x", "b=x"]}, {}, "--server: expected x only once: =NAME"),
         (
             {"server": ["a:11211", "a:11219"]},
             {},
-            "--server: expected different names, but a is there twice",
+            "--server: expected a only once: =NAME",
         ),
         (
             {},
             {"MEMCACHE_SERVERS": "[::1]:1,[::1]:2"},
-            "MEMCACHE_SERVERS: expected different servers, but [::1]:11219 is there twice",
+            "MEMCACHE_SERVERS: expected [::1]:11219 only once",
         ),
         ({}, {}, "--server: expected a server: set MEMCACHIER_SERVERS, or give --server or --demo"),
         ({}, {"MEMCACHIER_SERVERS": " , "}, "--server: expected a server"),
-        ({}, {"MEMCACHIER_SERVERS": "a:b"}, "MEMCACHIER_SERVERS: expected HOST or HOST:PORT"),
-        ({}, {"MEMCACHIER_SERVERS": "a=b"}, "MEMCACHIER_SERVERS: expected HOST or HOST:PORT"),
+        ({}, {"MEMCACHIER_SERVERS": "a:b"}, "MEMCACHIER_SERVERS: expected HOST, HOST:PORT or"),
+        ({"server": ["local"]}, {}, "--server: expected another name than local"),
+        ({"server": ["a=local"]}, {}, "--server: expected another name than local"),
+        ({}, {"MEMCACHIER_SERVERS": "a,local:11211"}, "MEMCACHIER_SERVERS: expected another name"),
     ],
 )
 def test_servers_that_cannot_be(flags: Flags, environ: Mapping[str, str], beginning: str) -> None:
@@ -706,15 +684,12 @@ def test_servers_that_cannot_be(flags: Flags, environ: Mapping[str, str], beginn
     ("flags", "environ", "place"),
     [
         ({"server": ["one"]}, {}, "--server"),
-        ({"username": "user"}, {"MEMTUNNEL_PASSWORD": CANARY}, "--username"),
-        ({"username": "user"}, {"MEMTUNNEL_PASSWORD": CANARY}, "MEMTUNNEL_PASSWORD"),
-        ({"ca-file": "ca.pem"}, {}, "--ca-file"),
         ({}, ADD_ON, "MEMCACHIER_SERVERS"),
     ],
 )
 def test_demo_brings_its_own_server(flags: Flags, environ: Mapping[str, str], place: str) -> None:
-    found = mistakes({"demo": True, **flags}, environ, {"ca.pem": PEM})
-    assert f"{place}: expected nothing with --demo, which brings its own server" in found
+    mistake = only_mistake({"demo": True, **flags}, environ)
+    assert mistake == f"{place}: expected nothing with --demo, which brings its own server"
 
 
 def test_demo_needs_nothing() -> None:
@@ -753,7 +728,7 @@ def test_a_name_or_pin_of_no_server_is_a_mistake(name: str) -> None:
 
 def test_a_host_has_one_name() -> None:
     mistake = only_mistake({"server": ["one"], "tls-name": ["one=a", "ONE=b"]})
-    assert mistake == "--tls-name: expected one name for each host, but one has several"
+    assert mistake == "--tls-name: expected one only once"
 
 
 # Login
@@ -792,6 +767,12 @@ OTHER_ADD_ON = {
         ),
         ({"config": "f"}, {**ADD_ON, "MEMTUNNEL_PASSWORD": "x"}, ("user", "x")),
         ({"config": "f"}, ADD_ON, ("user", "from-file")),
+        # Side by side, the password itself is nearer than a file with one.
+        (
+            {"username": "ours"},
+            {**ADD_ON, "MEMTUNNEL_PASSWORD": "x", "MEMTUNNEL_PASSWORD_FILE": "secret"},
+            ("ours", "x"),
+        ),
         ({}, {"MEMCACHIER_SERVERS": "mc1"}, None),
     ],
 )
@@ -813,42 +794,37 @@ def test_whose_login(
         (
             {"username": "user"},
             ADD_ON,
-            "--username: expected a password with it: MEMTUNNEL_PASSWORD or --password-file",
+            "--username: expected MEMTUNNEL_PASSWORD or --password-file with it",
         ),
         (
             {},
             {**ADD_ON, "MEMTUNNEL_PASSWORD": CANARY},
-            "MEMTUNNEL_PASSWORD: expected a user name with it: --username",
+            "MEMTUNNEL_PASSWORD: expected --username with it",
         ),
         (
             {"password-file": "secret"},
             ADD_ON,
-            "--password-file: expected a user name with it: --username",
+            "--password-file: expected --username with it",
         ),
         (
             {},
             {**ADD_ON, "MEMCACHIER_PASSWORD": ""},
-            "MEMCACHIER_USERNAME: expected a password with it: MEMCACHIER_PASSWORD",
+            "MEMCACHIER_USERNAME: expected MEMCACHIER_PASSWORD with it",
         ),
         (
             {},
             {"MEMCACHE_SERVERS": "mc", "MEMCACHE_PASSWORD": CANARY},
-            "MEMCACHE_PASSWORD: expected a user name with it: MEMCACHE_USERNAME",
-        ),
-        (
-            {"username": "user"},
-            {**ADD_ON, "MEMTUNNEL_PASSWORD": CANARY, "MEMTUNNEL_PASSWORD_FILE": "secret"},
-            "MEMTUNNEL_PASSWORD_FILE: expected only one of it and MEMTUNNEL_PASSWORD",
+            "MEMCACHE_PASSWORD: expected MEMCACHE_USERNAME with it",
         ),
         (
             {"username": "user", "password-file": "empty"},
             ADD_ON,
-            "--password-file: expected a password that is not empty and has no NUL byte in the file",
+            "--password-file: expected a password that is not empty and has no NUL byte",
         ),
         (
             {},
             {**ADD_ON, "MEMCACHIER_USERNAME": "a\udcff"},
-            "MEMCACHIER_USERNAME: expected a name of printable characters",
+            "MEMCACHIER_USERNAME: expected a name without control characters",
         ),
     ],
 )
@@ -919,10 +895,9 @@ def test_secrets_are_never_shown(
     try:
         config = read(flags, environ, files)
     except ConfigError as error:
-        shown = [str(error), repr(error), repr(error.mistakes)]
-        # Nor is one reached from the error, by whoever prints more of it.
-        assert error.__cause__ is None
-        assert error.__context__ is None
+        # What is reached from the error may be printed by whoever prints more of it.
+        reached = (error.__cause__, error.__context__, error.mistakes)
+        shown = [str(error), repr(error), *map(repr, reached)]
     else:
         shown = [str(config), repr(config), describe(config), f"{config}"]
         assert '"***"' in describe(config)
@@ -972,6 +947,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"server": ["a:b"]}, {}),
         ({"server": ["a:b"], "tls-name": ["two=x"]}, {}),
         ({"tls-name": ["a=x"]}, {"MEMCACHIER_SERVERS": "a:b,c"}),
+        ({"tls-name": ["a=x"]}, {}),
         ({"server": ["one"], "client-auth": "x", "allow-remote": True}, {}),
         ({"server": ["one"], "listen": ["0.0.0.0:1"], "allow-remote": "x"}, {}),
         ({"server": ["one"], "client-auth": "required", "username": "user"}, {}),
@@ -1024,11 +1000,11 @@ def test_nothing_but_mistakes_comes_of_any_input(
     try:
         config = read({**flags, "config": "f"}, environ, files)
     except ConfigError as error:
-        assert error.mistakes
-        assert str(error).splitlines() == list(error.mistakes)
-        str(error).encode()
+        found, text = error.mistakes, str(error)
     else:
-        describe(config).encode()
+        found, text = (), describe(config)
+    text.encode()
+    assert not found or text.splitlines() == list(found)
 
 
 # What is derived from the table
@@ -1107,8 +1083,8 @@ def test_description() -> None:
         'on-unavailable = "miss"',
         "failover = false",
         "max-clients = 10000",
-        'max-buffer = "256MiB"',
-        'max-value-size = "1000"',
+        "max-buffer = 268435456",
+        "max-value-size = 1000",
         "allow-remote = false",
         r'username = "us\"er"',
         'password = "***"',

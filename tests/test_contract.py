@@ -391,6 +391,12 @@ def test_what_is_no_number_is_not_counted(client: Client, value: bytes) -> None:
     assert client.get(b"n").value == value
 
 
+def test_an_empty_value_is_no_number_before_its_cas_is_looked_at(client: Client) -> None:
+    client.store(b"n", b"")
+    frame = client.ask(O.INCR, b"n", extras=arithmetic(1), cas=WRONG_CAS)
+    assert refused(frame, Status.NON_NUMERIC)
+
+
 # Sizes
 
 
@@ -408,7 +414,8 @@ def test_a_value_that_is_too_large_is_swallowed(
 ) -> None:
     client.store(b"a", b"old")
     extras = b"" if LOUD[opcode] in (O.APPEND, O.PREPEND) else STORE_EXTRAS
-    (frame,) = client.answers(request(opcode, b"a", extras=extras, value=b"x" * (length + 8)))
+    # Nothing follows at once: with TLS, memcached would leave it lying until more comes.
+    frame = client.ask(opcode, b"a", extras=extras, value=b"x" * (length + 8))
     assert refused(frame, Status.TOO_LARGE)
     kept = LOUD[opcode] != O.SET
     assert client.get(b"a").status == (Status.OK if kept else Status.NOT_FOUND)
@@ -560,9 +567,12 @@ def test_a_half_closed_client_gets_its_answers(
     plain: Address, connect: Callable[[Address], Client]
 ) -> None:
     client = connect(plain)
-    client.send(well_formed(O.SETQ, b"half"), well_formed(O.GETKQ, b"half"), request(O.NOOP))
+    count = 500  # So many that the end of the stream is there before the last is answered.
+    client.send(
+        well_formed(O.SETQ, b"half"), well_formed(O.GETKQ, b"half") * count, request(O.NOOP)
+    )
     client.socket.shutdown(socket.SHUT_WR)
-    assert [frame.opcode for frame in client.read(2)] == [O.GETKQ, O.NOOP]
+    assert [frame.opcode for frame in client.read(count + 1)] == [O.GETKQ] * count + [O.NOOP]
     assert client.at_end()
 
 
@@ -619,10 +629,9 @@ def header(opcode: int, keys: int, extras: int, body: int) -> bytes:
 
 WRONG_EXTRAS = [(O.GET, 4), (O.SET, 4), (O.SETQ, 0), (O.INCR, 8), (O.TOUCH, 0), (O.GAT, 8)]
 WRONG_EXTRAS += [(O.APPEND, 8), (O.DELETE, 4), (O.STAT, 4)]
-NEED_A_KEY = [O.GET, O.GETQ, O.GETK, O.SET, O.SETQ, O.DELETE, O.TOUCH, O.INCR, O.APPEND]
 INVALID = [
     *(request(opcode, b"key", extras=bytes(extras)) for opcode, extras in WRONG_EXTRAS),
-    *(request(each, extras=well_formed(each, b"k")[24:-1][:20]) for each in (O.GET, O.DELETE)),
+    *(request(opcode) for opcode in (O.GET, O.GETQ, O.GETK, O.DELETE, O.APPEND)),
     request(O.SET, extras=STORE_EXTRAS),
     request(O.SETQ, extras=STORE_EXTRAS),
     request(O.TOUCH, extras=LATER),
@@ -652,7 +661,11 @@ def test_an_invalid_request_is_refused_and_the_connection_closed(
 
 @pytest.mark.parametrize(
     "frame",
-    [header(O.GET, 3, 0, 2), header(O.SETQ, 3, 8, 10), header(O.NOOP, 0, 1, 0)],
+    [
+        header(O.GET, 3, 0, 2) + b"key",
+        header(O.SETQ, 3, 8, 10) + STORE_EXTRAS + b"key",
+        header(O.NOOP, 0, 1, 0) + b"x",
+    ],
     ids=["key", "key and extras", "extras"],
 )
 def test_lengths_that_contradict_each_other_end_the_connection(

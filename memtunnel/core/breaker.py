@@ -22,7 +22,7 @@ class State(Enum):
 
 
 class Breaker:
-    """Counts the failures of one server. Each method that may open or close it says whether it did."""
+    """Counts the failures of one server. A method that may open or close it says if it did."""
 
     __slots__ = ("_dials", "_next_probe", "_timeouts", "state")
 
@@ -48,7 +48,7 @@ class Breaker:
     def timed_out(self, now: float) -> bool:
         """A data request in flight was not answered within its deadline."""
         self._timeouts += 1
-        if self._timeouts < TIMEOUTS_IN_A_ROW:
+        if self._timeouts < TIMEOUTS_IN_A_ROW or self.state is State.STALLED:
             return False
         self._next_probe = now + PROBE_INTERVAL
         return self._open(State.STALLED)

@@ -108,6 +108,10 @@ class TooLargeGather(Gather):
 
     __slots__ = ()
 
+    def unserved(self, request: Request, now: float) -> None:
+        if not self._session.fail_over(request, now):
+            super().unserved(request, now)
+
     def conclude(self, slot: Request) -> bytes:
         return refusal(slot.opcode, slot.opaque, Status.TOO_LARGE)
 

@@ -47,6 +47,7 @@ class Intake:
                 return b""
             then, self._then = self._then, None
             self.clear()
+            self._began = 0.0
             assert then is not None
             then(now)
             return data[skipped:]
@@ -74,7 +75,7 @@ class Intake:
         return True
 
     def skip(self, size: int, position: int, now: float, then: Callable[[float], None]) -> None:
-        """Read past the next `size` bytes, the rest of the frame at `position`; then call `then`."""
+        """Read past `size` bytes, the rest of the frame at `position`; then call `then`."""
         self._skip = size
         self._then = then
         self._unfinished(position, now)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Owner(Protocol):
-    """Who made a request, and is told its outcome: exactly one of these, once (STAT's frames apart)."""
+    """Who made a request, and is told its outcome: one of these, once (STAT's frames apart)."""
 
     def answered(
         self, request: Request, status: int, data: bytes, start: int, stop: int, now: float

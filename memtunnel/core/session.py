@@ -101,7 +101,6 @@ class Session:
         "_begun",
         "_counts",
         "_held_at",
-        "intake",
         "_lanes",
         "_owed",
         "_stored",
@@ -112,6 +111,7 @@ class Session:
         "finishing",
         "gone",
         "held",
+        "intake",
         "out",
         "owed_bytes",
         "tunnel",
@@ -193,8 +193,10 @@ class Session:
 
     def go_on(self, now: float | None = None) -> None:
         """Take the frames that were held back; their time is that of their read, or `now`."""
+        if now is None:
+            now = self._held_at
         data, self.held = self.held, b""
-        self._parse(data, self._held_at if now is None else now)
+        self._parse(self.intake.feed(data, now), now)
 
     def finish(self) -> None:
         """No further input: answer what was read, then close."""
@@ -237,6 +239,7 @@ class Session:
         owed = self._owed
         batch: list[Request] = []
         longest = self.tunnel.policy.max_value_size
+        largest = self.tunnel.largest_item
         frames = 0
         position = 0
         end = len(data)
@@ -256,8 +259,7 @@ class Session:
                 or magic != REQUEST_MAGIC
                 or extras != shape[0]
                 or not 0 < keys <= MAX_KEY_LENGTH
-                or value
-                and not (shape[1] and 0 < value <= longest)
+                or (value and not (shape[1] and 0 < value <= longest and keys + value <= largest))
                 or stop > end
                 or not self._trusted
             ):
@@ -338,7 +340,8 @@ class Session:
             self._protocol_error("invalid")
             return self._refuse(data, position, stop, Status.INVALID, now)
         head = HEADER_LENGTH + extras + keys
-        if body - extras - keys > self.tunnel.policy.max_value_size:
+        value = body - extras - keys
+        if value > self.tunnel.policy.max_value_size or keys + value > self.tunnel.largest_item:
             if LOUD[opcode] != Opcode.SET:
                 return self._refuse(data, position, stop, Status.TOO_LARGE, now)
             if end - position < head:
@@ -569,22 +572,29 @@ class Session:
 
     def unserved(self, request: Request, now: float) -> None:
         lane = request.lane
-        frame = request.frame
-        assert lane is not None and frame is not None
-        server = lane.server
-        if LOUD[request.opcode] in READS and server.breaker.admits_probe(now):
+        assert lane is not None
+        if LOUD[request.opcode] in READS and lane.server.breaker.admits_probe(now):
             lane.send(request, now)
-            return
-        if self.tunnel.policy.failover:
-            start = HEADER_LENGTH + frame[4]
-            key = frame[start : start + int.from_bytes(frame[2:4], "big")]
-            for index in self.tunnel.router.order_of(key):
-                if not self.tunnel.servers[index].refusing:
-                    server.counts.failovers += 1
-                    request.lane = self._open_lane(index)
-                    request.lane.send(request, now)
-                    return
-        self.failed(request, Reason.NO_UPSTREAM, now)
+        elif not self.fail_over(request, now):
+            self.failed(request, Reason.NO_UPSTREAM, now)
+
+    def fail_over(self, request: Request, now: float) -> bool:
+        """Send a request to the server that serves its key meanwhile; False where none may."""
+        lane = request.lane
+        frame = request.frame
+        assert lane is not None
+        assert frame is not None
+        if not self.tunnel.policy.failover:
+            return False
+        start = HEADER_LENGTH + frame[4]
+        key = frame[start : start + int.from_bytes(frame[2:4], "big")]
+        for index in self.tunnel.router.order_of(key):
+            if not self.tunnel.servers[index].refusing:
+                lane.server.counts.failovers += 1
+                request.lane = self._open_lane(index)
+                request.lane.send(request, now)
+                return True
+        return False
 
     def growing(self, request: Request, size: int) -> None:
         request.size += size
@@ -620,9 +630,12 @@ class Session:
         """Too much waits for earlier answers: a hit becomes a miss."""
         if LOUD[request.opcode] not in GETS or request.status != _HIT:
             return
-        assert request.answer is not None
-        reply = degraded(request.opcode, request.opaque, b"", as_error=False)
-        saved = len(request.answer) - len(reply)
+        hit = request.answer
+        assert hit is not None
+        start = HEADER_LENGTH + hit[4]
+        key = hit[start : start + int.from_bytes(hit[2:4], "big")]
+        reply = degraded(request.opcode, request.opaque, key, as_error=False)
+        saved = len(hit) - len(reply)
         self._stored -= saved
         self.tunnel.budget.used -= saved
         self.tunnel.counts.degraded(LOUD[request.opcode], Reason.OVERLOADED)

@@ -57,6 +57,8 @@ class Downstream(Protocol):
         """Whether we have stopped reading, because the client does not."""
         self._ended = False
         """Whether the client has closed its side."""
+        self._stopping = False
+        """Whether the tunnel stops."""
         self._waiting = False
         """Whether frames are held back for the next turn."""
         self._was_full = False
@@ -152,7 +154,10 @@ class Downstream(Protocol):
                 self.transport.abortConnection()
 
     def finish(self) -> None:
-        """The tunnel stops: answer what was read, then close."""
+        """The tunnel stops: take what has arrived, answer it, then close."""
+        if not self.paused:
+            self.transport.deliver_now()
+        self._stopping = True
         self.session.finish()
 
     def _note_unread(self) -> None:
@@ -204,7 +209,9 @@ class Downstream(Protocol):
             self.paused = False
             self._listener.paused -= 1
             self.transport.resumeProducing()
-            if self._ended:
+            if session.intake.since:
+                session.intake.since = self._seconds()  # it stood still while we did not read
+            if self._ended or self._stopping:
                 session.finish()
         self._tunnel.flush()
 

@@ -64,6 +64,8 @@ class Pool:
         self._pacing = Pacing(random.uniform)
         self._redial: Any = None
         self._stopped = False
+        self._flapped = float("-inf")
+        """When a connection was lost last that had just become warm."""
         self._said: tuple[Lost, float] | None = None
         """The outage that was logged last, and when."""
         self.upstreams: dict[Upstream, None] = {}
@@ -123,7 +125,9 @@ class Pool:
 
     def connection_warm(self, upstream: Upstream) -> None:
         now = self._reactor.seconds()
-        self._pacing.succeeded()
+        if now - self._flapped >= FLAPPING:
+            # Else it has yet to show that it stays: the waits go on growing.
+            self._pacing.succeeded()
         self._count(self._counts.connects, "ok")
         upstream.retires = now + AGE * self._random.uniform(0.9, 1.1)
         if not self.is_warm:
@@ -132,8 +136,8 @@ class Pool:
         self.server.add(upstream.mux, now)
         # Made before broken: the replacement is there, the oldest goes.
         if self.count(State.WARM) > self._size:
-            oldest = min(self.upstreams, key=lambda one: one.retires)
-            oldest.drain()
+            candidates = (one for one in self.upstreams if one.state is State.WARM)
+            min(candidates, key=lambda one: one.retires).drain()
         self.fill()
 
     def connection_lost(self, upstream: Upstream, lost: Lost, words: str, kind: str) -> None:
@@ -149,6 +153,7 @@ class Pool:
             self._count(self._counts.disconnects, lost)
             if now - upstream.warm_since < FLAPPING:
                 self._counts.flaps += 1
+                self._flapped = now
                 self._pacing.failed(now)
         else:
             self._count(self._counts.connects, lost)

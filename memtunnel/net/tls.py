@@ -9,12 +9,13 @@ failing closed: anything unexpected refuses. Nothing is written to a connection 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from service_identity.cryptography import extract_patterns
 from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -45,8 +46,11 @@ _CHAIN: Final = {
     20: "its issuer was not sent and is not trusted",
     21: "its issuer was not sent and is not trusted",
     22: "the chain is too long",
-    24: "its issuer is no certificate authority",
     26: "it is not meant for a server",
+    66: "its key is too short",
+    67: "its key is too short",
+    68: "its signature is of a kind that is too weak",
+    79: "it is no certificate authority",
 }
 
 
@@ -58,12 +62,20 @@ class Untrusted(Exception):
         self.lost = lost
 
 
+def pem_certificates(data: bytes) -> list[bytes]:
+    """What looks like a certificate in PEM form, without the text around: CA files explain."""
+    return _PEM.findall(data)
+
+
 def load_roots(pem: bytes) -> list[Certificate]:
-    """All certificates of a PEM bundle. Raises `ValueError` where there is none."""
-    found = _PEM.findall(pem)
+    """All certificates of a PEM bundle. Raises `ValueError` where there is none, or a bad one."""
+    found = pem_certificates(pem)
     if not found:
         raise ValueError("no certificate in PEM form")
-    return [Certificate.loadPEM(one) for one in found]
+    try:
+        return [Certificate.loadPEM(one) for one in found]
+    except crypto.Error as error:
+        raise ValueError(f"a certificate that cannot be read: {words_of(error)}") from error
 
 
 def make_context(roots: list[Certificate] | None) -> SSL.Context:
@@ -194,15 +206,48 @@ def chain_problem(code: int, depth: int, certificate: x509.Certificate) -> Untru
 
 def names_of(certificate: x509.Certificate) -> str:
     """The names that a certificate bears, for people."""
-    subject = certificate.subject.rfc4514_string()
+    subject = printable(certificate.subject.rfc4514_string())
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        names = [str(name.value) for name in extension.value]
+        names = [printable(str(name.value)) for name in extension.value]
     except x509.ExtensionNotFound:
         return f"no host name, subject {subject!r}"
     except Exception:
         return f"names that cannot be read, subject {subject!r}"
     return ", ".join(names) or f"no host name, subject {subject!r}"
+
+
+def dates_of(certificate: x509.Certificate) -> str:
+    """From when to when it is valid, and how many days are left, for people."""
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    now = datetime.now(UTC)
+    if now < first:
+        state = f"valid only in {(first - now).days} days"
+    elif now > last:
+        state = f"expired {(now - last).days} days ago"
+    else:
+        state = f"{(last - now).days} days left"
+    return f"{first:%F} to {last:%F}, {state}"
+
+
+def printable(text: str) -> str:
+    """What a server has said, on one line, with nothing in it that a terminal would obey."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def words_of(error: BaseException) -> str:
+    """What went wrong, in the system's words or OpenSSL's, without its source's names."""
+    if isinstance(error, SSL.Error | crypto.Error) and error.args:
+        reasons = error.args[0]
+        if isinstance(reasons, list):
+            return ", ".join(str(reason[-1]) for reason in reasons)
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def is_clear_text(error: BaseException) -> bool:
+    """Whether the other side spoke, but not TLS."""
+    words = words_of(error) if isinstance(error, SSL.Error) else ""
+    return "wrong version number" in words or "packet length too long" in words
 
 
 def key_digest(certificate: x509.Certificate) -> bytes:

@@ -48,6 +48,7 @@ class _SendAtOnce:
     disconnecting: int
     socket: socket.socket
     SEND_LIMIT: int
+    doRead: Any
     _tempDataLen: int
     _writeDisconnected: bool
     _writeDisconnecting: bool
@@ -56,6 +57,11 @@ class _SendAtOnce:
     def unsent(self) -> int:
         """Bytes that the kernel has not taken yet."""
         return len(self.dataBuffer) - self.offset + self._tempDataLen
+
+    def deliver_now(self) -> None:
+        """Deliver what the kernel has received already."""
+        # What it returns at the end of the stream, the reactor will find out once more.
+        self.doRead()
 
     def write(self, data: bytes) -> None:
         if (

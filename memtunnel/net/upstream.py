@@ -29,7 +29,7 @@ from memtunnel.core.outcomes import Distrust, Lost, Reason
 from memtunnel.core.request import Request
 from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Tunnel
-from memtunnel.net.tls import Expectation, TLSFactory, Untrusted
+from memtunnel.net.tls import Expectation, TLSFactory, Untrusted, is_clear_text, words_of
 from memtunnel.net.turn import Turn
 from memtunnel.wire import binary
 from memtunnel.wire.binary import HEADER_LENGTH, Opcode, Status
@@ -328,16 +328,15 @@ class Upstream(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._stop_clock()
-        if self.state is State.HANDSHAKE:
-            problem = self._handshake.problem
-            if problem is not None:
-                self._lose(problem.lost, str(problem))
-            elif reason.check(SSL.Error) and _is_clear_text(reason.value):
+        problem = self._handshake.problem
+        in_handshake = self.state is State.HANDSHAKE
+        if in_handshake and problem is not None:
+            self._lose(problem.lost, str(problem))
+        elif in_handshake and isinstance(reason.value, SSL.Error):
+            if is_clear_text(reason.value):
                 self._lose(Lost.NOT_TLS)
-            elif reason.check(error.ConnectionDone):
-                self._lose(Lost.CLOSED)
             else:
-                self._lose(Lost.TLS, _tls_words(reason.value))
+                self._lose(Lost.TLS, words_of(reason.value))
         else:
             self._lose(Lost.CLOSED if reason.check(error.ConnectionDone) else Lost.RESET)
 
@@ -387,15 +386,3 @@ class _Once(Factory):
     def buildProtocol(self, addr: Any) -> Upstream | None:
         upstream, self._upstream = self._upstream, None
         return upstream
-
-
-def _is_clear_text(problem: Any) -> bool:
-    words = _tls_words(problem)
-    return "wrong version number" in words or "packet length too long" in words
-
-
-def _tls_words(problem: Any) -> str:
-    """OpenSSL's reasons, without its source's names."""
-    if isinstance(problem, SSL.Error) and problem.args and isinstance(problem.args[0], list):
-        return ", ".join(str(entry[-1]) for entry in problem.args[0])
-    return str(problem)

@@ -1,0 +1,114 @@
+"""What the tunnel's parts are doing, read off them when somebody asks.
+
+One reading serves the gauges, `/readyz`, and ``STAT memtunnel``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from memtunnel import __version__
+from memtunnel.core.budget import Budget
+from memtunnel.net.downstream import Listener
+from memtunnel.net.pool import Pool
+from memtunnel.net.upstream import State as UpstreamState
+from memtunnel.ops.metrics import ServerState, State
+
+_SHOWN = tuple(state for state in UpstreamState if state is not UpstreamState.LOST)
+
+
+class Status:
+    """`pools` and `listeners` are the service's own lists; `seconds` is its clock.
+
+    `failover` says whether one warm server is enough to serve all keys, `verify` what is
+    checked of certificates.
+    """
+
+    def __init__(
+        self,
+        pools: list[Pool],
+        listeners: list[Listener],
+        budget: Budget,
+        seconds: Callable[[], float],
+        *,
+        failover: bool,
+        verify: str,
+    ) -> None:
+        self._pools = pools
+        self._listeners = listeners
+        self._budget = budget
+        self._seconds = seconds
+        self._failover = failover
+        self._verify = verify
+        self._began = seconds()
+        self.max_clients = 0
+        self.draining = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether clients can be served."""
+        warm = [pool.is_warm for pool in self._pools]
+        return (any(warm) if self._failover else all(warm)) and not self.draining
+
+    @property
+    def clients(self) -> int:
+        """How many clients are connected."""
+        return sum(len(listener.clients) for listener in self._listeners)
+
+    def state(self) -> State:
+        """Everything that is measured when it is asked for."""
+        return State(
+            ready=self.ready,
+            draining=self.draining,
+            client_paused=sum(listener.paused for listener in self._listeners),
+            buffered_bytes=self._budget.used,
+            client_connections_max=self.max_clients,
+            config_last_reload_successful=True,
+            servers={pool.server.name: self._server(pool) for pool in self._pools},
+        )
+
+    def _server(self, pool: Pool) -> ServerState:
+        server = pool.server
+        muxes = [upstream.mux for upstream in pool.upstreams]
+        oldest = server.oldest()
+        warm = next((one for one in pool.upstreams if one.state is UpstreamState.WARM), None)
+        certificate = warm.certificate if warm is not None else None
+        return ServerState(
+            up=pool.is_warm,
+            connections={str(state): pool.count(state) for state in _SHOWN},
+            connections_target=pool.size,
+            in_flight=sum(mux.in_flight for mux in muxes),
+            queued=server.queued,
+            tombstones=sum(mux.tombstones for mux in muxes),
+            queue_oldest_seconds=0.0 if oldest is None else self._seconds() - oldest,
+            breaker_open=server.refusing,
+            verify=self._verify,
+            tls=None if warm is None else (warm.tls_version, warm.tls_cipher),
+            certificate_not_after=(
+                None if certificate is None else certificate.not_valid_after_utc.timestamp()
+            ),
+            last_lost=pool.last_lost,
+        )
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        """The names and values of ``STAT memtunnel``."""
+        state = self.state()
+        yield "version", __version__
+        yield "pid", str(os.getpid())
+        yield "uptime", str(int(self._seconds() - self._began))
+        yield "ready", str(int(state.ready))
+        yield "draining", str(int(state.draining))
+        yield "clients", str(self.clients)
+        yield "clients_max", str(state.client_connections_max)
+        yield "clients_paused", str(state.client_paused)
+        yield "buffered_bytes", str(state.buffered_bytes)
+        for name, server in state.servers.items():
+            yield f"{name}:up", str(int(server.up))
+            for word, number in server.connections.items():
+                yield f"{name}:connections_{word}", str(number)
+            yield f"{name}:in_flight", str(server.in_flight)
+            yield f"{name}:queued", str(server.queued)
+            yield f"{name}:tombstones", str(server.tombstones)
+            yield f"{name}:breaker_open", str(int(server.breaker_open))
+            yield f"{name}:last_lost", server.last_lost

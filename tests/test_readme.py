@@ -1,0 +1,114 @@
+"""The README tells what the program has: settings, metrics, words, commands, nothing else."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from memtunnel.__main__ import TOOLS
+from memtunnel.config import SETTINGS, Source, reference
+from memtunnel.core.outcomes import STATUS_WORDS, Desync, Lost, Reason
+from memtunnel.net.upstream import State
+from memtunnel.ops.metrics import COMMAND_WORDS, FAMILIES, PHASES, UNKNOWN
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+#: The commands of the README, a line each.
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.split("\n")
+]
+#: Flags of other programs.
+FOREIGN = {"--nodaemon", "--pidfile", "--retry", "--retry-connrefused", "--retry-delay"}
+
+
+def metrics_table() -> str:
+    rows = ["| metric | type | labels | what it tells |", "|---|---|---|---|"]
+    for family in FAMILIES:
+        labels = ", ".join(family.labels)
+        rows.append(f"| `{family.name}` | {family.type} | {labels} | {family.help} |")
+    return "\n".join(rows)
+
+
+def counted(module: str, call: str) -> list[str]:
+    """The words that a module counts by calling a method of its own, in their order."""
+    source = (ROOT / "memtunnel" / module).read_text()
+    found = list(dict.fromkeys(re.findall(rf'self\.\S*{call}\("(\w+)"\)', source)))
+    assert found
+    return found
+
+
+def words_table() -> str:
+    lost = [str(each) for each in Lost]
+    in_use = [str(each) for each in State if each is not State.LOST]
+    sets = {
+        "`command`": [*dict.fromkeys(COMMAND_WORDS.values()), UNKNOWN],
+        "`status`": STATUS_WORDS,
+        "`reason` of degraded replies": [str(each) for each in Reason],
+        "`result` of connects": ["ok", *lost],
+        "`reason` of disconnects": lost,
+        "`kind` of desync": [str(each) for each in Desync],
+        "`reason` of retries": counted("core/server.py", "_count_retry"),
+        "`state`": in_use,
+        "`phase`": PHASES,
+        "`mode`": ["full", "chain"],
+        "`result` of client logins": ["ok", "refused"],
+        "`reason` of rejected clients": counted("net/downstream.py", "_reject"),
+        "`reason` of protocol errors": [
+            *counted("core/session.py", "_protocol_error"),
+            *counted("net/downstream.py", "gave_up"),
+        ],
+    }
+    rows = [f"| {name} | {', '.join(words)} |" for name, words in sets.items()]
+    return "\n".join(["| label | words |", "|---|---|", *rows])
+
+
+@pytest.mark.parametrize("table", [reference, metrics_table, words_table])
+def test_the_readme_has_the_tables_that_the_code_makes(table: Callable[[], str]) -> None:
+    assert f"\n\n{table()}\n\n" in README
+
+
+def test_every_flag_exists() -> None:
+    flags = {setting.flag for setting in SETTINGS if Source.FLAG in setting.sources}
+    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
+    assert told >= flags
+    assert told - flags == FOREIGN
+
+
+def test_every_variable_exists() -> None:
+    variables = {setting.variable for setting in SETTINGS}
+    told = set(re.findall(r"\bMEMTUNNEL_[A-Z_]+", README))
+    assert told
+    assert told <= variables
+
+
+def test_every_metric_exists() -> None:
+    names = {family.name for family in FAMILIES}
+    assert set(re.findall(r"\bmemtunnel_\w+", README)) == names
+
+
+def test_every_command_exists() -> None:
+    tools = set(re.findall(r"\bmemtunnel ([a-z]+)\b", "\n".join(COMMANDS)))
+    assert tools == set(TOOLS)
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(
+        re.findall(r"`make ([a-z-]+)", README) + re.findall(r"(?m)^make ([a-z-]+)", README)
+    )
+    assert targets >= {"run", "test", "test-all", "stress"}
+    for target in targets:
+        assert re.search(rf"(?m)^{target}:", makefile), target
+
+
+def test_every_part_of_the_house_exists() -> None:
+    told = set(re.findall(r"\b(?:[a-z]+/)?[a-z]+\.py\b|(?m:^  [a-z]+/)", README))
+    assert {"wire/", "service.py", "core/mux.py"} <= {name.strip() for name in told}
+    for name in told:
+        assert (ROOT / "memtunnel" / name.strip()).exists(), name
+    parts = {path.name for path in (ROOT / "memtunnel").glob("*.py") if path.name[0] != "_"}
+    assert parts <= told
+
+
+def test_every_promise_is_told_once() -> None:
+    assert re.findall(r"(?m)^\| (P\d) \|", README) == [f"P{number}" for number in range(1, 10)]
