@@ -387,9 +387,11 @@ class TunnelService(Service):
     def _what_to_try(self) -> str:
         client = self.listeners[0].address
         scrape = address_of(self._admin_port)
+        python = sys.executable
         return (
             "An embedded server is running behind the tunnel. Try:\n"
-            f"  python3 -c \"import bmemcached as b; c = b.Client('{client}'); c.set('a', '1'); print(c.get('a'))\"\n"
+            f"  {python} -m pip install -q python-binary-memcached && {python} -c 'import bmemcached;"
+            f' c = bmemcached.Client("{client}"); c.set("a", "1"); print(c.get("a"))\'\n'
             f"  curl http://{scrape}/readyz\n"
             f"  curl http://{scrape}/metrics\n"
         )

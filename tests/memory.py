@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import authority
-from OpenSSL import crypto
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import (
     ConnectionAborted,
@@ -265,7 +264,7 @@ class Transport:
 
 
 class Peer(Protocol):
-    """The server's side of a connection, above TLS. `obliging`: says yes to all that it is asked."""
+    """The server's side, above TLS. `obliging`: says yes to all that it is asked."""
 
     far: Transport
     """Its own end, below TLS."""
@@ -377,10 +376,7 @@ class Network(Clock):
 
     def serve(self, near: Transport, pair: authority.Pair, peer: Peer) -> None:
         """Put a TLS server with this certificate at the far end of a dialled connection."""
-        options = CertificateOptions(
-            privateKey=crypto.PKey.from_cryptography_key(pair.key),
-            certificate=crypto.X509.from_cryptography(pair.certificate),
-        )
+        options = CertificateOptions(privateKey=pair.key, certificate=pair.certificate)
         factory: Any = Factory.forProtocol(lambda: peer)  # type: ignore[arg-type]
         tls = TLSMemoryBIOFactory(options, False, factory, self)
         peer.far = Transport(self)

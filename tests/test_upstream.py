@@ -16,6 +16,7 @@ from memory import Network, Peer, Transport
 from twisted.internet.error import NoRouteError
 from twisted.logger import Logger, globalLogPublisher, textFileLogObserver
 
+from memtunnel.config import load
 from memtunnel.core.budget import Budget
 from memtunnel.core.outcomes import Lost, Reason
 from memtunnel.core.request import Request
@@ -682,7 +683,13 @@ def test_the_password_is_shown_nowhere(bench: Bench) -> None:
             Logger(namespace="memtunnel"),
         )
         bench.make_warm()
+        config = load(
+            {"server": ["localhost:11219"]},
+            {"MEMTUNNEL_USERNAME": "user1", "MEMTUNNEL_PASSWORD": PASSWORD},
+        )
+        assert config.credentials == CREDENTIALS
         things = [
+            config,
             bench.upstream,
             bench.target,
             bench.policy,

@@ -291,8 +291,8 @@ class Session:
                 else:
                     self._protocol_error("magic")
                     self.finish()
+        self.awaits_more = bool(owed) and owed[-1].opcode in QUIET
         if batch:
-            self.awaits_more = batch[-1].opcode in QUIET
             self.tunnel.deadlines.add(now, batch)
 
     def _lane_of(self, frame: bytes, extras: int, keys: int) -> Lane:
@@ -669,7 +669,8 @@ class Session:
                 request.received,
                 now,
             )
-        if self.finishing and not owed and not out:
+        if not out:
+            # Silence is progress too: the client may be closed, or be read from again.
             tunnel.ready.append(self)
 
     def _protocol_error(self, reason: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 from typing import Protocol as Interface
 
@@ -239,10 +240,8 @@ class Downstream(Protocol):
         NOOP that ends a multi-get) waits 40 ms for the acknowledgement otherwise.
         """
         if self._quick is not None:
-            try:
+            with suppress(OSError):  # the connection is going; its end is told elsewhere
                 self._quick(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            except OSError:
-                pass  # the connection is going; its end is told elsewhere
 
 
 class Listener(Factory):

@@ -35,6 +35,10 @@ from memtunnel.wire import binary
 from memtunnel.wire.binary import HEADER_LENGTH, Opcode, Status
 from memtunnel.wire.sasl import MECHANISM, Credentials
 
+#: The longest TLS record, in bytes. One that a request does not fill ends where a request ends:
+#: memcached 1.6.18 reads a value across records, then waits for the socket while the next
+#: request lies decrypted in OpenSSL.
+RECORD: Final = 1 << 40
 #: Seconds of silence with answers owed after which a connection is given up.
 SILENCE: Final = 1.0
 #: Seconds without traffic after which a NOOP is sent.
@@ -266,7 +270,11 @@ class Upstream(Protocol):
             self._progress = now
         self._owed_bytes += len(data)
         self._observer.sent_bytes += len(data)
-        self.transport.write(data)
+        if len(data) <= RECORD:
+            self.transport.write(data)
+        else:
+            for piece in binary.pieces(data, RECORD):
+                self.transport.write(piece)
 
     def dataReceived(self, data: bytes) -> None:
         if self.state is State.LOST:

@@ -13,6 +13,7 @@ cost as much as the unpacking.
 Source: memcached 1.6.18's `protocol_binary.h` and its answers as measured.
 """
 
+from collections.abc import Iterator
 from enum import IntEnum
 from struct import Struct
 from typing import Final, NamedTuple
@@ -215,6 +216,22 @@ def answer(
 def refusal(opcode: int, opaque: bytes, status: int) -> bytes:
     """An error frame with memcached's words for `status` as its body, never an empty one."""
     return answer(opcode, opaque, status, value=STATUS_TEXT[status])
+
+
+def pieces(frames: bytes, longest: int) -> Iterator[bytes]:
+    """Cut a run of whole requests between them, into pieces of at most `longest` bytes.
+
+    A request that is longer than that is a piece by itself.
+    """
+    begin = end = 0
+    while end < len(frames):
+        *_, body = REQUEST_HEADER.unpack_from(frames, end)
+        stop = end + HEADER_LENGTH + body
+        if stop - begin > longest and end > begin:
+            yield frames[begin:end]
+            begin = end
+        end = stop
+    yield frames[begin:]
 
 
 class Frame(NamedTuple):
