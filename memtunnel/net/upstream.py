@@ -38,7 +38,7 @@ from memtunnel.wire.sasl import MECHANISM, Credentials
 #: The longest TLS record, in bytes. One that a request does not fill ends where a request ends:
 #: memcached 1.6.18 reads a value across records, then waits for the socket while the next
 #: request lies decrypted in OpenSSL.
-RECORD: Final = 1 << 40
+RECORD: Final = 16 * 1024
 #: Seconds of silence with answers owed after which a connection is given up.
 SILENCE: Final = 1.0
 #: Seconds without traffic after which a NOOP is sent.
