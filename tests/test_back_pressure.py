@@ -144,6 +144,19 @@ def test_a_client_that_does_not_read_costs_a_bounded_amount_and_no_other_client(
     servers.wait_until(lambda: buffered(tunnel) == 0, "all is given back")
 
 
+def test_thousands_of_quiet_sets_are_carried_out_without_a_word(
+    tunnel: servers.Tunnel, connect: Callable[..., servers.Wire]
+) -> None:
+    count = 5000
+    client = connect(tunnel)
+    client.send(*numbered(Opcode.SETQ, b"k", count, extras=bytes(8), value=b"v"))
+    client.send(binary.request(Opcode.SETQ, b"last", extras=bytes(8), value=b"v"))
+    client.socket.shutdown(socket.SHUT_WR)
+    assert client.at_end()
+    assert connect(tunnel).get(b"last").status == Status.OK
+    assert tunnel.metric("memtunnel_commands_total", command="set", status="hit") == count + 1
+
+
 def test_five_hundred_clients_that_connect_at_once(
     tunnel: servers.Tunnel, started: list[Any]
 ) -> None:

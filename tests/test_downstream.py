@@ -562,8 +562,15 @@ def test_acknowledges_at_once_where_the_client_will_send_more(bench: Bench, data
 
 @pytest.mark.parametrize(
     "data",
-    [get(1), set_(1), noop(1), get(1, Opcode.GETQ) + get(2), get(1, Opcode.GETQ) + noop(2)],
-    ids=["GET", "SET", "NOOP", "GETQ GET", "GETQ NOOP"],
+    [
+        get(1),
+        set_(1),
+        noop(1),
+        get(1, Opcode.GETQ) + get(2),
+        get(1, Opcode.GETQ) + noop(2),
+        b"".join(get(number) for number in range(65)),
+    ],
+    ids=["GET", "SET", "NOOP", "GETQ GET", "GETQ NOOP", "65 GETs"],
 )
 def test_spends_no_call_where_it_waits_for_an_answer(bench: Bench, data: bytes) -> None:
     assert acknowledged_by(bench, data) == 0

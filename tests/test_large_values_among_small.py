@@ -5,6 +5,7 @@ TLS record with that is not seen before more bytes come.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import servers
@@ -28,10 +29,12 @@ def test_pieces_are_whole_requests_and_as_long_as_they_may_be(sizes: list[int]) 
     assert b"".join(pieces) == b"".join(frames)
     cut = [binary.split(piece) for piece in pieces]
     assert all(whole and not rest for whole, rest in cut)
-    assert all(len(piece) <= LONGEST or len(whole) == 1 for piece, (whole, _) in zip(pieces, cut))
-    for piece, (after, _) in zip(pieces, cut[1:]):
-        first = HEADER_LENGTH + len(after[0].extras + after[0].key + after[0].value)
-        assert len(piece) + first > LONGEST
+    for piece, (whole, _) in zip(pieces, cut, strict=True):
+        assert len(piece) <= LONGEST or len(whole) == 1
+    for number, (piece, after) in enumerate(pairwise(pieces)):
+        first = cut[number + 1][0][0]
+        assert len(after) >= (size := HEADER_LENGTH + len(first.extras + first.key + first.value))
+        assert len(piece) + size > LONGEST, "it would have fitted"
 
 
 @pytest.mark.parametrize("size", [1_000, 20_000, 40_000, 500_000])

@@ -479,6 +479,19 @@ async def test_the_name_is_checked_after_the_handshake_too(
     assert lost == NAME_WRONG
 
 
+@pytest.mark.parametrize("kind", ["another name", "no SAN", "a malformed SAN"])
+@pytest_twisted.ensureDeferred
+async def test_the_name_is_checked_during_the_handshake(
+    kind: str, root: Pair, record: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is done after it."""
+    monkeypatch.setattr("memtunnel.net.tls.Handshake.verify", lambda *_: None)
+    recorder = record(BAD[kind].make(root))
+    lost, _ = await dial(recorder, Expectation(context(root), NAME))
+    assert recorder.received == b""
+    assert lost == NAME_WRONG
+
+
 @pytest_twisted.ensureDeferred
 async def test_an_error_in_the_check_refuses(
     root: Pair, record: Any, monkeypatch: pytest.MonkeyPatch

@@ -229,7 +229,7 @@ def test_the_table_goes_forward_only() -> None:
 # From dialling to warm
 
 
-def test_is_warm_only_after_login_and_noop(bench: Bench) -> None:
+def test_p8_is_warm_only_after_login_and_noop(bench: Bench) -> None:
     def not_warm(state: State) -> None:
         assert bench.state is state
         assert not bench.keeper.warm
@@ -275,7 +275,7 @@ def test_without_a_login_the_probe_comes_first(
     assert bench.state is State.WARM
 
 
-def test_writes_nothing_when_tcp_is_there(bench: Bench) -> None:
+def test_p8_writes_nothing_when_tcp_is_there(bench: Bench) -> None:
     transport = Transport(bench.network)
     transport.transport = transport  # type: ignore[attr-defined]
     transport.connect(bench.upstream)
@@ -335,7 +335,7 @@ def test_a_wrong_login_is_refused(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("status", [Status.AUTH_FAILED, Status.TEMPORARY_FAILURE])
-def test_a_noop_that_fails_makes_nothing_warm(bench: Bench, status: Status) -> None:
+def test_p8_a_noop_that_fails_makes_nothing_warm(bench: Bench, status: Status) -> None:
     bench.dial()
     bench.accept()
     bench.shake_hands()
@@ -666,7 +666,7 @@ def test_stopping_leaves_nothing_behind_at_any_time(bench: Bench, steps: int) ->
 # Secrets
 
 
-def test_the_password_is_shown_nowhere(bench: Bench) -> None:
+def test_p7_the_password_is_shown_nowhere(bench: Bench) -> None:
     heard = io.StringIO()
     observer = textFileLogObserver(heard)
     globalLogPublisher.addObserver(observer)
