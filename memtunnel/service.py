@@ -388,10 +388,11 @@ class TunnelService(Service):
         client = self.listeners[0].address
         scrape = address_of(self._admin_port)
         python = sys.executable
+        use = f'c = bmemcached.Client("{client}"); c.set("a", "1"); print(c.get("a"))'
         return (
             "An embedded server is running behind the tunnel. Try:\n"
-            f"  {python} -m pip install -q python-binary-memcached && {python} -c 'import bmemcached;"
-            f' c = bmemcached.Client("{client}"); c.set("a", "1"); print(c.get("a"))\'\n'
+            f"  {python} -m pip install -q python-binary-memcached && "
+            f"{python} -c 'import bmemcached; {use}'\n"
             f"  curl http://{scrape}/readyz\n"
             f"  curl http://{scrape}/metrics\n"
         )

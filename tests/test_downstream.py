@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from memory import Network, Transport
 
+from memtunnel.core.answers import CHOKED_BYTES, FULL_BYTES, FULL_REQUESTS
 from memtunnel.core.budget import Budget
 from memtunnel.core.mux import Multiplexer
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
-from memtunnel.core.session import CHOKED_BYTES, FULL_BYTES, FULL_REQUESTS
 from memtunnel.core.tunnel import Policy, Tunnel
 from memtunnel.net.downstream import (
     LINGER,

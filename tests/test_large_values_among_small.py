@@ -5,7 +5,6 @@ TLS record with that is not seen before more bytes come.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import servers
@@ -31,9 +30,9 @@ def test_pieces_are_whole_requests_and_as_long_as_they_may_be(sizes: list[int]) 
     assert all(whole and not rest for whole, rest in cut)
     for piece, (whole, _) in zip(pieces, cut, strict=True):
         assert len(piece) <= LONGEST or len(whole) == 1
-    for number, (piece, after) in enumerate(pairwise(pieces)):
-        first = cut[number + 1][0][0]
-        assert len(after) >= (size := HEADER_LENGTH + len(first.extras + first.key + first.value))
+    for piece, (after, _) in zip(pieces[:-1], cut[1:], strict=True):
+        first = after[0]
+        size = HEADER_LENGTH + len(first.extras + first.key + first.value)
         assert len(piece) + size > LONGEST, "it would have fitted"
 
 

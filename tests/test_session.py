@@ -19,9 +19,10 @@ from core_harness import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtunnel.core import session as session_module
+from memtunnel.core import answers as answers_module
+from memtunnel.core.answers import FULL_BYTES, FULL_REQUESTS
 from memtunnel.core.mux import MAX_ENTRIES, MAX_UNSENT
-from memtunnel.core.session import FRAMES_A_TURN, FULL_BYTES, FULL_REQUESTS
+from memtunnel.core.session import FRAMES_A_TURN
 from memtunnel.wire.binary import GETS, LOUD, QUIET, Status, answer, refusal, request, split
 
 KIB = 1024
@@ -989,7 +990,7 @@ def test_P6_answers_that_wait_for_an_earlier_one_are_bounded() -> None:
     client.send(*(get(key, number, O.GETK) for number in range(1, 20)))
     client.send(*(get(key, number, O.GETKQ) for number in range(20, 22)))
     house.links[1].deliver(house.links[1].execute())
-    assert house.budget.used <= session_module.CHOKED_BYTES + KIB
+    assert house.budget.used <= answers_module.CHOKED_BYTES + KIB
     house.serve()
     told = client.told
     assert told[:16] == [(O.GET, 0, 1), *((O.GETK, number, 0) for number in range(1, 16))]

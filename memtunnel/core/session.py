@@ -1,22 +1,21 @@
-"""One local client: its requests in order, what it is owed, its login.
+"""One local client: what it asks, where that goes, its login.
 
-Bytes come in with `receive`; what goes out collects in `out` until the client is flushed.
-Requests of servers go through their lanes; `_owed` holds every request that is not answered
-yet, in the order in which they came. In the usual case the answer that comes belongs to the
-one at its head and goes out at once; an answer that is early waits in its request.
+Bytes come in with `receive`. A request that is whole and valid goes to the server of its key,
+through the client's lane to it; the others are answered here. What the client is owed, and in
+which order, is kept by `core.answers`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
+from memtunnel.core.answers import FULL_REQUESTS, HIT, Answers, Client
 from memtunnel.core.gather import FlushGather, Gather, StatGather, TooLargeGather, sequence
 from memtunnel.core.intake import Intake
 from memtunnel.core.lane import Lane
-from memtunnel.core.outcomes import REASON_STATUS, Reason, degraded, passes, status_index
+from memtunnel.core.outcomes import Reason, status_index
 from memtunnel.core.request import Request
 from memtunnel.wire import sasl
 from memtunnel.wire.binary import (
@@ -24,6 +23,7 @@ from memtunnel.wire.binary import (
     HEADER_LENGTH,
     LOUD,
     MAX_KEY_LENGTH,
+    OPCODE_BYTE,
     QUIET,
     READS,
     REQUEST_HEADER,
@@ -34,7 +34,6 @@ from memtunnel.wire.binary import (
     Rule,
     Status,
     answer,
-    refusal,
     split,
 )
 from memtunnel.wire.binary import (
@@ -46,18 +45,9 @@ if TYPE_CHECKING:
 
 #: Frames of one client that are taken in one go; then other clients get their turn.
 FRAMES_A_TURN: Final = 64
-#: Requests and bytes (of requests, and of answers not read) that make the tunnel stop reading.
-FULL_REQUESTS: Final = 1024
-FULL_BYTES: Final = 4 * 1024 * 1024
-#: Bytes of answers not read past which a hit is answered as a miss.
-CHOKED_BYTES: Final = 16 * 1024 * 1024
 #: The longest body that is read past to keep a connection whose request cannot be used.
 MAX_SWALLOW: Final = 32 * 1024 * 1024
 
-_HIT: Final = status_index(Status.OK)
-#: Status of a request whose parts were counted one by one.
-_COUNTED: Final = -1
-_OPCODE_BYTE: Final = tuple(bytes((opcode,)) for opcode in range(256))
 _BEFORE_LOGIN: Final = frozenset(
     (Opcode.SASL_LIST, Opcode.SASL_AUTH, Opcode.SASL_STEP, Opcode.VERSION)
 )
@@ -87,14 +77,7 @@ class ListenerCounts(Protocol):
     protocol_errors: dict[str, int]
 
 
-class Client(Protocol):
-    """The connection of a session."""
-
-    def flush(self) -> None:
-        """Write the session's `out`; close if it is `finished`."""
-
-
-class Session:
+class Session(Answers):
     """`client` is where its answers go, `counts` those of its listener."""
 
     __slots__ = (
@@ -102,32 +85,16 @@ class Session:
         "_counts",
         "_held_at",
         "_lanes",
-        "_owed",
-        "_stored",
         "_trusted",
         "awaits_more",
-        "choked",
-        "client",
-        "finishing",
-        "gone",
         "held",
         "intake",
-        "out",
-        "owed_bytes",
-        "tunnel",
-        "unread",
     )
 
     def __init__(self, tunnel: Tunnel, counts: ListenerCounts, client: Client) -> None:
-        self.tunnel = tunnel
-        self.client = client
+        super().__init__(tunnel, client)
         self._counts = counts
         self._lanes: list[Lane | None] = [None] * len(tunnel.servers)
-        self._owed: deque[Request] = deque()
-        self.owed_bytes = 0
-        self.out: list[bytes] = []
-        self._stored = 0
-        """Bytes of answers that wait for earlier ones."""
         self._begun = False
         self._trusted = not tunnel.policy.login_required
         self.intake = Intake(tunnel.budget)
@@ -136,27 +103,6 @@ class Session:
         self._held_at = 0.0
         self.awaits_more = False
         """What came last was quiet: the client will send more before it gets an answer."""
-        self.finishing = False
-        """No further input is taken."""
-        self.gone = False
-        """The client has left: nothing can be written any more."""
-        self.unread = 0
-        """Bytes that the client has not read; kept by `client`."""
-        self.choked = False
-        """So many that hits are answered as misses; kept by `client`."""
-
-    @property
-    def finished(self) -> bool:
-        """Nothing more is owed and nothing more will be asked."""
-        return self.finishing and not self._owed
-
-    @property
-    def full(self) -> bool:
-        """Whether the client should not be read from now."""
-        return (
-            len(self._owed) >= FULL_REQUESTS
-            or self.owed_bytes + self.unread + self._stored >= FULL_BYTES
-        )
 
     # Input
 
@@ -208,31 +154,10 @@ class Session:
             self.tunnel.ready.append(self)
 
     def lose(self, now: float) -> None:
-        """The client has left. Whole writes are still sent, reads are dropped."""
-        self.gone = True
-        self.finishing = True
+        """The client has left."""
         self.intake.clear()
-        self.tunnel.budget.release(self._stored)
-        self._stored = 0
-        self.out.clear()
         self.held = b""
-        owed, self._owed = self._owed, deque()
-        for request in owed:
-            lane = request.lane
-            if request.answer is not None or lane is None:
-                request.answer = b""
-                continue
-            reads = LOUD[request.opcode] in READS
-            if request.sent and request.mux is not None:
-                request.mux.abandon(request, now)
-            elif not reads:
-                request.owner = None
-                continue
-            elif request.mux is not None:
-                request.mux.abandon(request, now)
-            else:
-                lane.give_up(request)
-            request.answer = b""
+        self._forget(now)
 
     def _parse(self, data: bytes, now: float) -> None:
         unpack = REQUEST_HEADER.unpack_from
@@ -272,7 +197,7 @@ class Session:
             loud = LOUD[opcode]
             frame = data[position:stop]
             if loud != opcode:
-                frame = b"\x80" + _OPCODE_BYTE[loud] + frame[2:]
+                frame = b"\x80" + OPCODE_BYTE[loud] + frame[2:]
             opaque = data[position + 12 : position + 16]
             lane = self._lane_of(frame, extras, keys)
             request = Request(self, lane, opcode, opaque, frame, stop - position, now)
@@ -435,15 +360,8 @@ class Session:
         slot = self._slot(opcode, opaque, now)
         self._degrade(slot, key, Reason.OVERLOADED, now)
 
-    def _slot(self, opcode: int, opaque: bytes, now: float) -> Request:
-        """A request's place in the order, for one that goes to no server by itself."""
-        slot = Request(self, None, opcode, opaque, None, HEADER_LENGTH, now)
-        self._owed.append(slot)
-        self.owed_bytes += slot.size
-        return slot
-
     def _settle_new(
-        self, opcode: int, opaque: bytes, frame: bytes, now: float, status: int = _HIT
+        self, opcode: int, opaque: bytes, frame: bytes, now: float, status: int = HIT
     ) -> None:
         self._settle(self._slot(opcode, opaque, now), frame, status, now)
 
@@ -463,7 +381,7 @@ class Session:
         gather = kind(self, slot, [server.name for server in servers])
         loud = LOUD[opcode]
         if loud != opcode:
-            frame = frame[:1] + _OPCODE_BYTE[loud] + frame[2:]
+            frame = frame[:1] + OPCODE_BYTE[loud] + frame[2:]
         for place, server in enumerate(servers):
             self._send_part(gather, place, server.index, loud, frame, now, batch)
 
@@ -494,81 +412,7 @@ class Session:
         else:
             lane.send(part, now)
 
-    def conclude(self, slot: Request, reply: bytes, now: float, reason: Reason | None) -> None:
-        """A gather is complete: `reason` says why, where a server's answer is missing."""
-        if reason is not None:
-            self.tunnel.counts.degraded(LOUD[slot.opcode], reason)
-        self._settle(slot, reply, _COUNTED, now)
-
-    # Outcomes
-
-    def answered(
-        self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
-    ) -> None:
-        opcode = request.opcode
-        loud = data[start + 1]
-        if (
-            status
-            or opcode != loud
-            or self.choked
-            or (stop - start != HEADER_LENGTH and loud in self.tunnel.bodyless)
-        ):
-            self._answered_otherwise(request, status, data, start, stop, now)
-            return
-        owed = self._owed
-        if owed[0] is not request:
-            frame = data[start : start + 12] + request.opaque + data[start + 16 : stop]
-            self._settle(request, frame, _HIT, now)
-            return
-        owed.popleft()
-        out = self.out
-        if not out:
-            self.tunnel.ready.append(self)
-        out += (data[start : start + 12], request.opaque, data[start + 16 : stop])
-        request.answer = b""
-        self.owed_bytes -= request.size
-        lane = request.lane
-        assert lane is not None
-        lane.server.counts.answered(loud, _HIT, request.arrived, request.sent, now, now)
-        if owed and owed[0].answer is not None:
-            self._emit(now)
-
-    def _answered_otherwise(
-        self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
-    ) -> None:
-        opcode = request.opcode
-        loud = LOUD[opcode]
-        quiet = opcode != loud
-        if not passes(loud, status):
-            refused = status == Status.AUTH_FAILED
-            self.failed(request, Reason.REFUSED if refused else Reason.ERROR, now)
-            return
-        if loud in GETS:
-            if self.choked and status == Status.OK:
-                self.failed(request, Reason.OVERLOADED, now)
-                return
-            silent = quiet and status == Status.NOT_FOUND
-        else:
-            silent = quiet and status == Status.OK
-        if silent:
-            frame = b""
-        elif status and stop - start == HEADER_LENGTH and status in STATUS_TEXT:
-            # An error without a body is taken for the next request's answer by some clients.
-            frame = refusal(opcode, request.opaque, status)
-        elif status == Status.OK and loud in self.tunnel.bodyless:
-            cas = int.from_bytes(data[start + 16 : start + 24], "big")
-            frame = answer(opcode, request.opaque, cas=cas)
-        else:
-            head = b"\x81" + _OPCODE_BYTE[opcode] + data[start + 2 : start + 12]
-            frame = head + request.opaque + data[start + 16 : stop]
-        self._settle(request, frame, status_index(status), now)
-
-    def failed(self, request: Request, reason: Reason, now: float) -> None:
-        key = b""
-        frame = request.frame
-        if frame is not None and LOUD[request.opcode] in (Opcode.GETK, Opcode.GATK):
-            key = frame[HEADER_LENGTH + frame[4] :]
-        self._degrade(request, key, reason, now)
+    # Servers that take no requests
 
     def unserved(self, request: Request, now: float) -> None:
         lane = request.lane
@@ -595,83 +439,6 @@ class Session:
                 request.lane.send(request, now)
                 return True
         return False
-
-    def growing(self, request: Request, size: int) -> None:
-        request.size += size
-        self.owed_bytes += size
-
-    def _degrade(self, request: Request, key: bytes, reason: Reason, now: float) -> None:
-        tunnel = self.tunnel
-        tunnel.counts.degraded(LOUD[request.opcode], reason)
-        frame = degraded(
-            request.opcode,
-            request.opaque,
-            key,
-            as_error=tunnel.policy.errors_on_unavailable,
-        )
-        self._settle(request, frame, REASON_STATUS[reason], now)
-
-    def _settle(self, request: Request, frame: bytes, status: int, now: float) -> None:
-        """The answer to a request is known; it goes out when its turn comes."""
-        request.answer = frame
-        if self.gone:
-            return
-        request.frame = None
-        request.status = status
-        request.received = now
-        self._stored += len(frame)
-        self.tunnel.budget.used += len(frame)
-        if self._owed[0] is request:
-            self._emit(now)
-        elif self._stored > CHOKED_BYTES or self.tunnel.budget.exhausted:
-            self._unstore(request)
-
-    def _unstore(self, request: Request) -> None:
-        """Too much waits for earlier answers: a hit becomes a miss."""
-        if LOUD[request.opcode] not in GETS or request.status != _HIT:
-            return
-        hit = request.answer
-        assert hit is not None
-        start = HEADER_LENGTH + hit[4]
-        key = hit[start : start + int.from_bytes(hit[2:4], "big")]
-        reply = degraded(request.opcode, request.opaque, key, as_error=False)
-        saved = len(hit) - len(reply)
-        self._stored -= saved
-        self.tunnel.budget.used -= saved
-        self.tunnel.counts.degraded(LOUD[request.opcode], Reason.OVERLOADED)
-        request.answer = reply
-        request.status = REASON_STATUS[Reason.OVERLOADED]
-
-    def _emit(self, now: float) -> None:
-        """Write all answers whose turn has come."""
-        owed = self._owed
-        out = self.out
-        tunnel = self.tunnel
-        while owed and (frame := owed[0].answer) is not None:
-            request = owed.popleft()
-            self.owed_bytes -= request.size
-            if frame:
-                if not out:
-                    tunnel.ready.append(self)
-                out.append(frame)
-                self._stored -= len(frame)
-                tunnel.budget.used -= len(frame)
-                request.answer = b""
-            if request.status == _COUNTED:
-                continue
-            lane = request.lane
-            counts = tunnel.counts.local if lane is None else lane.server.counts
-            counts.answered(
-                LOUD[request.opcode],
-                request.status,
-                request.arrived,
-                request.sent,
-                request.received,
-                now,
-            )
-        if not out:
-            # Silence is progress too: the client may be closed, or be read from again.
-            tunnel.ready.append(self)
 
     def _protocol_error(self, reason: str) -> None:
         errors = self._counts.protocol_errors

@@ -15,7 +15,7 @@ from memtunnel.wire.binary import BODYLESS, MAX_KEY_LENGTH, Opcode
 from memtunnel.wire.sasl import Credentials
 
 if TYPE_CHECKING:
-    from memtunnel.core.session import Session
+    from memtunnel.core.answers import Answers
 
 #: memcached's own limit for key, value and what it adds to them, and the least that it adds.
 ITEM_LIMIT: Final = 1024 * 1024
@@ -87,8 +87,8 @@ class Tunnel:
         self.describe = describe
         self.deadlines = Deadlines(policy.request_timeout, self._expire, wake)
         self.version = FIRST_VERSION
-        self.ready: list[Session] = []
-        """Sessions that have something to write, or to close, at the end of this event."""
+        self.ready: list[Answers] = []
+        """Those who have something to write, or to close, at the end of this event."""
         size = policy.max_value_size
         self.largest_item = size - ITEM_OVERHEAD if size >= ITEM_LIMIT else size + MAX_KEY_LENGTH
         """Bytes of key and value that a server can hold at all. More is never sent to it:

@@ -17,7 +17,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from memtunnel.core.session import CHOKED_BYTES, Session
+from memtunnel.core.answers import CHOKED_BYTES
+from memtunnel.core.session import Session
 from memtunnel.core.tunnel import Tunnel
 from memtunnel.net.turn import Turn
 

@@ -152,6 +152,9 @@ _RULES: dict[int, Rule] = {
 #: By opcode, 0 to 255: the rule of a request, or None where memcached knows no such command.
 RULES: Final[tuple[Rule | None, ...]] = tuple(_RULES.get(opcode) for opcode in range(256))
 
+#: By opcode, 0 to 255: its byte.
+OPCODE_BYTE: Final = tuple(bytes((opcode,)) for opcode in range(256))
+
 _TWINS: dict[int, int] = {
     _O.GETQ: _O.GET,
     _O.GETKQ: _O.GETK,

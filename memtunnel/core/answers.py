@@ -1,0 +1,279 @@
+"""What one client is owed: the answers to its requests, in the order in which it asked.
+
+`_owed` holds every request that is not answered yet. In the usual case the answer that comes
+belongs to the one at its head and goes out at once; one that is early waits in its request.
+Which status a client may see, and which answer it asked not to hear, is decided here. Where
+requests come from is the session's business.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+from memtunnel.core.outcomes import REASON_STATUS, Reason, degraded, passes, status_index
+from memtunnel.core.request import Request
+from memtunnel.wire.binary import (
+    GETS,
+    HEADER_LENGTH,
+    LOUD,
+    OPCODE_BYTE,
+    READS,
+    STATUS_TEXT,
+    Opcode,
+    Status,
+    answer,
+    refusal,
+)
+
+if TYPE_CHECKING:
+    from memtunnel.core.tunnel import Tunnel
+
+#: Requests and bytes (of requests, and of answers not read) that make the tunnel stop reading.
+FULL_REQUESTS: Final = 1024
+FULL_BYTES: Final = 4 * 1024 * 1024
+#: Bytes of answers not read past which a hit is answered as a miss.
+CHOKED_BYTES: Final = 16 * 1024 * 1024
+
+HIT: Final = status_index(Status.OK)
+#: Status of a request whose parts were counted one by one.
+_COUNTED: Final = -1
+
+
+class Client(Protocol):
+    """The connection of a session."""
+
+    def flush(self) -> None:
+        """Write the session's `out`; close if it is `finished`."""
+
+
+class Answers:
+    """The base of a session: `client` is where answers go."""
+
+    __slots__ = (
+        "_owed",
+        "_stored",
+        "choked",
+        "client",
+        "finishing",
+        "gone",
+        "out",
+        "owed_bytes",
+        "tunnel",
+        "unread",
+    )
+
+    def __init__(self, tunnel: Tunnel, client: Client) -> None:
+        self.tunnel = tunnel
+        self.client = client
+        self._owed: deque[Request] = deque()
+        self.owed_bytes = 0
+        """Bytes of the requests in `_owed`, and of those of their answers that are coming."""
+        self.out: list[bytes] = []
+        """What is to be written to the client at the end of this event."""
+        self._stored = 0
+        """Bytes of answers that wait for earlier ones."""
+        self.finishing = False
+        """No further input is taken."""
+        self.gone = False
+        """The client has left: nothing can be written any more."""
+        self.unread = 0
+        """Bytes that the client has not read; kept by `client`."""
+        self.choked = False
+        """So many that hits are answered as misses; kept by `client`."""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more is owed and nothing more will be asked."""
+        return self.finishing and not self._owed
+
+    @property
+    def full(self) -> bool:
+        """Whether the client should not be read from now."""
+        return (
+            len(self._owed) >= FULL_REQUESTS
+            or self.owed_bytes + self.unread + self._stored >= FULL_BYTES
+        )
+
+    def _slot(self, opcode: int, opaque: bytes, now: float) -> Request:
+        """A request's place in the order, for one that goes to no server by itself."""
+        slot = Request(None, None, opcode, opaque, None, HEADER_LENGTH, now)
+        self._owed.append(slot)
+        self.owed_bytes += slot.size
+        return slot
+
+    def answered(
+        self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
+    ) -> None:
+        opcode = request.opcode
+        loud = data[start + 1]
+        if (
+            status
+            or opcode != loud
+            or self.choked
+            or (stop - start != HEADER_LENGTH and loud in self.tunnel.bodyless)
+        ):
+            self._answered_otherwise(request, status, data, start, stop, now)
+            return
+        owed = self._owed
+        if owed[0] is not request:
+            frame = data[start : start + 12] + request.opaque + data[start + 16 : stop]
+            self._settle(request, frame, HIT, now)
+            return
+        owed.popleft()
+        out = self.out
+        if not out:
+            self.tunnel.ready.append(self)
+        out += (data[start : start + 12], request.opaque, data[start + 16 : stop])
+        request.answer = b""
+        self.owed_bytes -= request.size
+        lane = request.lane
+        assert lane is not None
+        lane.server.counts.answered(loud, HIT, request.arrived, request.sent, now, now)
+        if owed and owed[0].answer is not None:
+            self._emit(now)
+
+    def _answered_otherwise(
+        self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
+    ) -> None:
+        opcode = request.opcode
+        loud = LOUD[opcode]
+        quiet = opcode != loud
+        if not passes(loud, status):
+            refused = status == Status.AUTH_FAILED
+            self.failed(request, Reason.REFUSED if refused else Reason.ERROR, now)
+            return
+        if loud in GETS:
+            if self.choked and status == Status.OK:
+                self.failed(request, Reason.OVERLOADED, now)
+                return
+            silent = quiet and status == Status.NOT_FOUND
+        else:
+            silent = quiet and status == Status.OK
+        if silent:
+            frame = b""
+        elif status and stop - start == HEADER_LENGTH and status in STATUS_TEXT:
+            # An error without a body is taken for the next request's answer by some clients.
+            frame = refusal(opcode, request.opaque, status)
+        elif status == Status.OK and loud in self.tunnel.bodyless:
+            cas = int.from_bytes(data[start + 16 : start + 24], "big")
+            frame = answer(opcode, request.opaque, cas=cas)
+        else:
+            head = b"\x81" + OPCODE_BYTE[opcode] + data[start + 2 : start + 12]
+            frame = head + request.opaque + data[start + 16 : stop]
+        self._settle(request, frame, status_index(status), now)
+
+    def failed(self, request: Request, reason: Reason, now: float) -> None:
+        key = b""
+        frame = request.frame
+        if frame is not None and LOUD[request.opcode] in (Opcode.GETK, Opcode.GATK):
+            key = frame[HEADER_LENGTH + frame[4] :]
+        self._degrade(request, key, reason, now)
+
+    def growing(self, request: Request, size: int) -> None:
+        request.size += size
+        self.owed_bytes += size
+
+    def _degrade(self, request: Request, key: bytes, reason: Reason, now: float) -> None:
+        tunnel = self.tunnel
+        tunnel.counts.degraded(LOUD[request.opcode], reason)
+        frame = degraded(
+            request.opcode,
+            request.opaque,
+            key,
+            as_error=tunnel.policy.errors_on_unavailable,
+        )
+        self._settle(request, frame, REASON_STATUS[reason], now)
+
+    def _settle(self, request: Request, frame: bytes, status: int, now: float) -> None:
+        """The answer to a request is known; it goes out when its turn comes."""
+        request.answer = frame
+        if self.gone:
+            return
+        request.frame = None
+        request.status = status
+        request.received = now
+        self._stored += len(frame)
+        self.tunnel.budget.used += len(frame)
+        if self._owed[0] is request:
+            self._emit(now)
+        elif self._stored > CHOKED_BYTES or self.tunnel.budget.exhausted:
+            self._unstore(request)
+
+    def _unstore(self, request: Request) -> None:
+        """Too much waits for earlier answers: a hit becomes a miss."""
+        if LOUD[request.opcode] not in GETS or request.status != HIT:
+            return
+        hit = request.answer
+        assert hit is not None
+        start = HEADER_LENGTH + hit[4]
+        key = hit[start : start + int.from_bytes(hit[2:4], "big")]
+        reply = degraded(request.opcode, request.opaque, key, as_error=False)
+        saved = len(hit) - len(reply)
+        self._stored -= saved
+        self.tunnel.budget.used -= saved
+        self.tunnel.counts.degraded(LOUD[request.opcode], Reason.OVERLOADED)
+        request.answer = reply
+        request.status = REASON_STATUS[Reason.OVERLOADED]
+
+    def _emit(self, now: float) -> None:
+        """Write all answers whose turn has come."""
+        owed = self._owed
+        out = self.out
+        tunnel = self.tunnel
+        while owed and (frame := owed[0].answer) is not None:
+            request = owed.popleft()
+            self.owed_bytes -= request.size
+            if frame:
+                if not out:
+                    tunnel.ready.append(self)
+                out.append(frame)
+                self._stored -= len(frame)
+                tunnel.budget.used -= len(frame)
+                request.answer = b""
+            if request.status == _COUNTED:
+                continue
+            lane = request.lane
+            counts = tunnel.counts.local if lane is None else lane.server.counts
+            counts.answered(
+                LOUD[request.opcode],
+                request.status,
+                request.arrived,
+                request.sent,
+                request.received,
+                now,
+            )
+        if not out:
+            # Silence is progress too: the client may be closed, or be read from again.
+            tunnel.ready.append(self)
+
+    def conclude(self, slot: Request, reply: bytes, now: float, reason: Reason | None) -> None:
+        """A gather is complete: `reason` says why, where a server's answer is missing."""
+        if reason is not None:
+            self.tunnel.counts.degraded(LOUD[slot.opcode], reason)
+        self._settle(slot, reply, _COUNTED, now)
+
+    def _forget(self, now: float) -> None:
+        """Owe nothing any more. Whole writes are still sent, reads are dropped."""
+        self.gone = True
+        self.finishing = True
+        self.tunnel.budget.release(self._stored)
+        self._stored = 0
+        self.out.clear()
+        owed, self._owed = self._owed, deque()
+        for request in owed:
+            lane = request.lane
+            if request.answer is not None or lane is None:
+                request.answer = b""
+                continue
+            reads = LOUD[request.opcode] in READS
+            if request.sent and request.mux is not None:
+                request.mux.abandon(request, now)
+            elif not reads:
+                request.owner = None
+                continue
+            elif request.mux is not None:
+                request.mux.abandon(request, now)
+            else:
+                lane.give_up(request)
+            request.answer = b""
