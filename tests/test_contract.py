@@ -383,7 +383,7 @@ def test_counting(client: Client, opcode: Opcode, before: bytes, delta: int, aft
     assert succeeded(client.get(b"n"), extras=FLAGS, value=after, cas=True)
 
 
-@pytest.mark.parametrize("value", [b"", b" ", b"x", b"5x", b"-5", b"0x5", b"%d" % 2**64, b"9" * 30])
+@pytest.mark.parametrize("value", [b"", b"x", b"5x", b"-5", b"0x5", b"%d" % 2**64, b"9" * 30])
 def test_what_is_no_number_is_not_counted(client: Client, value: bytes) -> None:
     client.store(b"n", value)
     frame = client.ask(O.INCR, b"n", extras=arithmetic(1))
