@@ -492,6 +492,18 @@ def test_the_tunnel_stops_after_what_was_read(bench: Bench) -> None:
     assert client.finished
 
 
+def test_a_stop_waits_for_the_frames_that_are_held_back(bench: Bench) -> None:
+    client = bench.client()
+    client.deliver(b"".join(get(number) for number in range(200)))
+    (downstream,) = bench.listener.clients
+    downstream.finish()
+    client.deliver(get(999))
+    while bench.hits():
+        bench.settle()
+    assert numbers(client.read()) == list(range(200))
+    assert client.finished
+
+
 def test_a_client_that_leaves_is_forgotten(bench: Bench) -> None:
     client = bench.client(takes=0)
     client.deliver(set_(1) + get(2) + get(3)[:10])
