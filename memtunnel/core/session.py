@@ -164,7 +164,6 @@ class Session(Answers):
         owed = self._owed
         batch: list[Request] = []
         longest = self.tunnel.policy.max_value_size
-        largest = self.tunnel.largest_item
         frames = 0
         position = 0
         end = len(data)
@@ -184,7 +183,7 @@ class Session(Answers):
                 or magic != REQUEST_MAGIC
                 or extras != shape[0]
                 or not 0 < keys <= MAX_KEY_LENGTH
-                or (value and not (shape[1] and 0 < value <= longest and keys + value <= largest))
+                or (value and not (shape[1] and 0 < value <= longest))
                 or stop > end
                 or not self._trusted
             ):
@@ -265,8 +264,7 @@ class Session(Answers):
             self._protocol_error("invalid")
             return self._refuse(data, position, stop, Status.INVALID, now)
         head = HEADER_LENGTH + extras + keys
-        value = body - extras - keys
-        if value > self.tunnel.policy.max_value_size or keys + value > self.tunnel.largest_item:
+        if body - extras - keys > self.tunnel.policy.max_value_size:
             if LOUD[opcode] != Opcode.SET:
                 return self._refuse(data, position, stop, Status.TOO_LARGE, now)
             if end - position < head:

@@ -11,15 +11,12 @@ from memtunnel.core.deadlines import Deadlines
 from memtunnel.core.request import Request
 from memtunnel.core.routing import Router
 from memtunnel.core.server import Server, ServerCounts
-from memtunnel.wire.binary import BODYLESS, MAX_KEY_LENGTH, Opcode
+from memtunnel.wire.binary import BODYLESS, Opcode
 from memtunnel.wire.sasl import Credentials
 
 if TYPE_CHECKING:
     from memtunnel.core.answers import Answers
 
-#: memcached's own limit for key, value and what it adds to them, and the least that it adds.
-ITEM_LIMIT: Final = 1024 * 1024
-ITEM_OVERHEAD: Final = 51
 #: What VERSION says before a server has said its own.
 FIRST_VERSION: Final = b"1.6.0"
 
@@ -61,7 +58,6 @@ class Tunnel:
         "counts",
         "deadlines",
         "describe",
-        "largest_item",
         "policy",
         "ready",
         "router",
@@ -89,10 +85,6 @@ class Tunnel:
         self.version = FIRST_VERSION
         self.ready: list[Answers] = []
         """Those who have something to write, or to close, at the end of this event."""
-        size = policy.max_value_size
-        self.largest_item = size - ITEM_OVERHEAD if size >= ITEM_LIMIT else size + MAX_KEY_LENGTH
-        """Bytes of key and value that a server can hold at all. More is never sent to it:
-        memcached with TLS may fall silent after it has refused a value, and others share it."""
         self.bodyless = BODYLESS | {Opcode.TOUCH} if policy.strip_touch_extras else BODYLESS
         """Loud opcodes whose success is passed on without a body."""
 
