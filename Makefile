@@ -11,9 +11,12 @@ PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcache
 
 .PHONY: run check test test-all lint system stress clean
 
+# On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
-	@if [ -n "$$MEMCACHIER_SERVERS$$MEMCACHE_SERVERS$$MEMTUNNEL_SERVER$$MEMTUNNEL_CONFIG" ]; then \
-		exec $(BIN)/memtunnel $(RUN); else exec $(BIN)/memtunnel --demo $(RUN); fi
+	@servers="$$MEMCACHIER_SERVERS$$MEMCACHE_SERVERS$$MEMTUNNEL_SERVER$$MEMTUNNEL_CONFIG"; \
+	case "$(RUN)" in *--server*|*--config*) servers=given;; esac; \
+	if [ -z "$$servers" ]; then demo=--demo; fi; \
+	exec $(BIN)/memtunnel $$demo $(RUN)
 
 check: .venv/run
 	$(BIN)/memtunnel check

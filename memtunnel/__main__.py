@@ -13,8 +13,17 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments and arguments[0] in TOOLS:
         sys.exit(tool(arguments[0])(arguments[1:]))
+    from twisted.python import usage
     from twisted.scripts.twistd import run
 
+    from memtunnel.service import Options
+
+    try:
+        # Once before twistd does, whose word on a mistake begins with all flags there are.
+        Options().parseOptions(arguments)  # type: ignore[no-untyped-call]
+    except usage.UsageError as mistake:
+        print(f"memtunnel: {mistake}; memtunnel --help lists all options", file=sys.stderr)
+        sys.exit(1)
     sys.argv[1:] = ["--nodaemon", "--pidfile=", "memtunnel", *arguments]
     run()
 

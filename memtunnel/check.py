@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any, Final, cast
 
@@ -37,13 +36,11 @@ from memtunnel.net.tls import (
     chain_problem,
     dates_of,
     key_digest,
-    load_roots,
     make_context,
     names_of,
     printable,
-    words_of,
 )
-from memtunnel.service import Options, configuration, expectation
+from memtunnel.service import CannotStart, Options, configuration, expectation, trusted_roots
 from memtunnel.wire.binary import STATUS_TEXT, Frame, Opcode, Status
 from memtunnel.wire.sasl import MECHANISM
 
@@ -64,8 +61,8 @@ def main(arguments: list[str]) -> int:
             return 0
         if config.demo:
             raise Trouble("--demo brings a server of its own, there is nothing to check: omit it")
-        context = _context(config.ca_file)
-    except (usage.UsageError, ConfigError, Trouble) as problem:
+        context = make_context(trusted_roots(config))
+    except (usage.UsageError, ConfigError, CannotStart, Trouble) as problem:
         for line in str(problem).splitlines():
             print(f"memtunnel check: {printable(line)}", file=sys.stderr)
         return 1
@@ -82,13 +79,6 @@ def main(arguments: list[str]) -> int:
 
 def _print(label: str, words: str) -> None:
     print(f"  {label:<9}{printable(words)}")
-
-
-def _context(ca_file: str | None) -> SSL.Context:
-    try:
-        return make_context(None if ca_file is None else load_roots(Path(ca_file).read_bytes()))
-    except (OSError, ValueError, crypto.Error, SSL.Error) as error:
-        raise Trouble(f"--ca-file cannot be used: {words_of(error)}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -378,8 +378,8 @@ def _shown(text: str) -> str:
 def describe(config: Config) -> str:
     """The effective configuration, a setting a line, for ``--check-config``.
 
-    It is TOML but for the secrets: read as a file, with the password beside it, it gives the
-    same configuration.
+    It is TOML; secrets are comments. Read as a file, with the secrets given beside it, it gives
+    the same configuration.
     """
     login = config.credentials
     pins = [(host, pin) for host, pins in config.tls_pins.items() for pin in pins]
@@ -392,10 +392,14 @@ def describe(config: Config) -> str:
     }
     lines = []
     for name in _SETTINGS:
-        if _field(name) in effective:
-            value = effective[_field(name)]
+        if _field(name) not in effective or name == "check-config":
+            continue
+        value = effective[_field(name)]
+        if value is None:
+            lines.append(f"# {name} is not set")
+        elif isinstance(value, Secret):
             # str() is what keeps a Secret secret: json would read past it.
-            shown = str(value) if isinstance(value, Secret) else value
-            text = json.dumps(shown, ensure_ascii=False)
-            lines.append(f"# {name} is not set" if value is None else f"{name} = {text}")
+            lines.append(f"# {name} = {value}")
+        else:
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode()

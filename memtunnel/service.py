@@ -9,11 +9,13 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import re
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, Final
@@ -24,6 +26,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
+from twisted.internet.ssl import Certificate
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python import usage
@@ -46,7 +49,7 @@ from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Policy, Tunnel
 from memtunnel.net.downstream import LINGER, Listener
 from memtunnel.net.pool import Pool
-from memtunnel.net.tls import Expectation, load_roots, make_context
+from memtunnel.net.tls import Expectation, load_roots, make_context, words_of
 from memtunnel.net.transports import Resolver, SendAtOnceReactor, read_directly
 from memtunnel.net.turn import Turn
 from memtunnel.net.upstream import Target
@@ -86,6 +89,24 @@ class Options(usage.Options):
         if Source.FLAG in setting.sources and not setting.switch and not setting.repeatable
     ]
 
+    longdesc = "Tools of their own: memtunnel check (try all servers), memtunnel ca FILE."
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """As Twisted does, with a suggestion for a flag that does not exist."""
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
+        except usage.UsageError as error:
+            wrong = re.match("option --([^ ]+) not recognized", str(error))
+            near = get_close_matches(wrong[1], [each.name for each in SETTINGS]) if wrong else []
+            hint = f": did you mean --{near[0]}?" if near else ""
+            raise usage.UsageError(f"{error}{hint}") from None
+
+    def parseArgs(self, *words: str) -> None:
+        if words:
+            raise usage.UsageError(
+                f"{words[0]!r} is no option; a tool comes first: memtunnel check, memtunnel ca"
+            )
+
     def opt_version(self) -> None:
         """Print the version and exit."""
         print(f"memtunnel {__version__}")
@@ -116,6 +137,17 @@ def configuration(options: usage.Options, environ: Mapping[str, str]) -> Config:
     return load(flags, environ)
 
 
+def trusted_roots(config: Config) -> list[Certificate] | None:
+    """The roots of ``--ca-file``; None for the system's. Raises `CannotStart`."""
+    if config.ca_file is None:
+        return None
+    try:
+        return load_roots(Path(config.ca_file).read_bytes())
+    except (OSError, ValueError) as problem:
+        words = words_of(problem)
+        raise CannotStart(f"--ca-file {config.ca_file} cannot be used: {words}") from None
+
+
 def expectation(config: Config, server: ServerConfig, context: SSL.Context) -> Expectation:
     """What the certificate of `server` has to show under these settings."""
     return Expectation(
@@ -136,7 +168,8 @@ def makeService(options: Options) -> Service:
 
     try:
         config = configuration(options, os.environ)
-    except ConfigError as mistakes:
+        roots = trusted_roots(config)
+    except (ConfigError, CannotStart) as mistakes:
         print(f"memtunnel: {mistakes}".replace("\n", "\nmemtunnel: "), file=sys.stderr)
         raise SystemExit(1) from None
     if config.check_config:
@@ -145,7 +178,7 @@ def makeService(options: Options) -> Service:
     foreground = options.parent is None or bool(options.parent.get("nodaemon"))
     keep_monotonic_time(reactor)
     read_directly(reactor)
-    return TunnelService(config, reactor, foreground=foreground, terminal=_terminal())
+    return TunnelService(config, reactor, roots, foreground=foreground, terminal=_terminal())
 
 
 def _terminal() -> int | None:
@@ -165,7 +198,7 @@ def keep_monotonic_time(reactor: Any) -> None:
 
 
 class TunnelService(Service):
-    """The running tunnel.
+    """The running tunnel, which trusts `roots`, or the system's.
 
     `terminal` is a file descriptor for words on a failure to start, closed once that is over;
     `foreground` says whether the process may then simply exit.
@@ -177,11 +210,13 @@ class TunnelService(Service):
         self,
         config: Config,
         reactor: Any,
+        roots: list[Certificate] | None = None,
         *,
         foreground: bool = True,
         terminal: int | None = None,
     ) -> None:
         self.config = config
+        self._roots = roots
         self._log = Logger(namespace="memtunnel")
         self._foreground = foreground
         self._reactor = reactor
@@ -251,7 +286,7 @@ class TunnelService(Service):
         config = self.config
         servers = config.servers
         credentials = config.credentials
-        roots = None
+        roots = self._roots
         if config.demo:
             from memtunnel.demo import DemoServer
 
@@ -260,8 +295,6 @@ class TunnelService(Service):
             servers = (ServerConfig(host="127.0.0.1", port=self._demo.port, name="demo"),)
             credentials = self._demo.credentials
             roots = load_roots(self._demo.ca_pem)
-        elif config.ca_file is not None:
-            roots = load_roots(Path(config.ca_file).read_bytes())
         self._raise_file_limit()
         self._build(servers, credentials, roots)
         for description in config.listen:
@@ -385,7 +418,7 @@ class TunnelService(Service):
             self._warn(f"--max-clients lowered to {room}: the system allows {hard} open files")
 
     def _what_to_try(self) -> str:
-        client = self.listeners[0].address
+        client = self.listeners[0].address.removeprefix("unix:")
         scrape = address_of(self._admin_port)
         python = sys.executable
         use = f'c = bmemcached.Client("{client}"); c.set("a", "1"); print(c.get("a"))'
@@ -467,6 +500,7 @@ class TunnelService(Service):
                 self._reactor.stop()
                 return
             closing = True
+            self._log.info("closing {clients} clients", clients=self.status.clients)
             # Time for the answers to what was read, and for the clients to take them.
             until = now + self.tunnel.policy.request_timeout + LINGER + 2 * SWEEP
             for port in self._ports:

@@ -235,6 +235,8 @@ class Client:
         self.received = b""
         self.writes = 0
         """How often something was written to it."""
+        self.noticed: list[str] = []
+        """What its owner should hear of."""
         self.closed = False
         """Whether the tunnel has closed the connection."""
         self.ended = False
@@ -249,6 +251,9 @@ class Client:
             self.writes += 1
         if session.finished:
             self.closed = True
+
+    def notice(self, what: str) -> None:
+        self.noticed.append(what)
 
     def send(self, *parts: bytes) -> None:
         """Send each part by itself."""

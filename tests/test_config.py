@@ -900,7 +900,7 @@ def test_secrets_are_never_shown(
         shown = [str(error), repr(error), *map(repr, reached)]
     else:
         shown = [str(config), repr(config), describe(config), f"{config}"]
-        assert '"***"' in describe(config)
+        assert "***" in describe(config)
     assert not [text for text in shown if CANARY in text]
 
 
@@ -1087,10 +1087,9 @@ def test_description() -> None:
         "max-value-size = 1000",
         "allow-remote = false",
         r'username = "us\"er"',
-        'password = "***"',
+        "# password = ***",
         "# metrics-token is not set",
         "strip-touch-extras = false",
-        "check-config = false",
         "demo = false",
     ]
 
@@ -1132,5 +1131,4 @@ def test_a_description_read_as_a_file_gives_the_same_configuration(
         },
         secrets,
     )
-    text = re.sub(r'(?m)^(password|metrics-token) = "\*\*\*"$', "", describe(config))
-    assert read({"config": "f"}, secrets, {"f": text}) == config
+    assert read({"config": "f"}, secrets, {"f": describe(config)}) == config

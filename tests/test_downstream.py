@@ -478,6 +478,10 @@ def test_text_is_told_so(bench: Bench) -> None:
     bench.settle()
     assert client.read() == b"ERROR\r\n"
     assert client.finished
+    another = bench.client()
+    another.deliver(b"get key\r\n")
+    (said,) = bench.said  # once in a while, however many there are
+    assert "binary protocol" in said
 
 
 def test_the_tunnel_stops_after_what_was_read(bench: Bench) -> None:

@@ -422,7 +422,7 @@ def test_one_line_for_each_change_of_state(make_bench: Any) -> None:
         "mc: warm",
         "mc: connection lost: reset (1 of 2 warm)",
         "mc: connection lost: reset (0 of 2 warm)",
-        "mc: no connection: connect_refused (0 of 2 warm)",
+        "mc: no connection: connect_refused (nothing listens there) (0 of 2 warm)",
         "mc: warm",
     ]
 
@@ -434,7 +434,9 @@ def test_a_long_outage_is_no_flood(make_bench: Any) -> None:
     bench.pass_time(10 * REMINDER)
     assert len(bench.network.dials) > 250
     assert 9 <= len(bench.lines) <= 11
-    assert set(bench.lines) == {"mc: no connection: connect_refused (0 of 8 warm)"}
+    assert set(bench.lines) == {
+        "mc: no connection: connect_refused (nothing listens there) (0 of 8 warm)"
+    }
 
 
 def test_another_reason_is_said(make_bench: Any) -> None:
@@ -445,8 +447,9 @@ def test_another_reason_is_said(make_bench: Any) -> None:
     bench.how = "refusing"
     bench.pass_time(10)
     assert bench.lines == [
-        "mc: no connection: connect_refused (0 of 2 warm)",
-        "mc: no connection: login_refused (0 of 2 warm)",
+        "mc: no connection: connect_refused (nothing listens there) (0 of 2 warm)",
+        "mc: no connection: login_refused (it does not take this user name and password)"
+        " (0 of 2 warm)",
     ]
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,3 +168,22 @@ def test_a_demo_with_a_server_is_refused(flags: list[str], tmp_path: Path) -> No
     done = run(in_foreground(*flags, "--demo"), tmp_path)
     assert done.returncode == 1
     assert "--demo" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--sever=x", "did you mean --server?"),
+        ("chekc", "a tool comes first: memtunnel check"),
+        ("--demo=on", "--demo"),
+    ],
+)
+def test_a_mistyped_command_line_is_one_line(argument: str, words: str) -> None:
+    command = [sys.executable, "-m", "memtunnel", argument]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=servers.PATIENCE, cwd="/tmp"
+    )
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout

@@ -46,6 +46,9 @@ class Client(Protocol):
     def flush(self) -> None:
         """Write the session's `out`; close if it is `finished`."""
 
+    def notice(self, what: str) -> None:
+        """The client did what its owner should hear of: ``text`` or ``login_refused``."""
+
 
 class Answers:
     """The base of a session: `client` is where answers go."""

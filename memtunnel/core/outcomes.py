@@ -121,6 +121,17 @@ class Lost(StrEnum):
     """The tunnel stopped."""
 
 
+#: What people make of it, where the word alone does not say.
+HINTS: Final[dict[Lost, str]] = {
+    Lost.DNS: "its name was not found",
+    Lost.CONNECT_REFUSED: "nothing listens there",
+    Lost.SETUP_TIMEOUT: "not warm within --connect-timeout",
+    Lost.NOT_TLS: "it answered in clear text: another port, or over its connection limit",
+    Lost.LOGIN_REFUSED: "it does not take this user name and password",
+    Lost.LOGIN_LOST: "it wants a login",
+}
+
+
 class Desync(StrEnum):
     """What made a server's stream untrustworthy."""
 

@@ -118,6 +118,7 @@ class Session(Answers):
             self._begun = True
             if data[0] != REQUEST_MAGIC:
                 self._protocol_error("text")
+                self.client.notice("text")
                 self.out.append(b"ERROR\r\n")
                 self.finish()
                 return False
@@ -346,6 +347,7 @@ class Session(Answers):
             self._reply(Opcode.SASL_AUTH, opaque, Status.OK, now, value=b"Authenticated")
         else:
             self._reply(Opcode.SASL_AUTH, opaque, Status.AUTH_FAILED, now)
+            self.client.notice("login_refused")
 
     def _reply(
         self, opcode: int, opaque: bytes, status: int, now: float, *, value: bytes = b""

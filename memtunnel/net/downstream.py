@@ -28,6 +28,15 @@ PARTIAL_TIMEOUT: Final = 10.0
 UNREAD_TIMEOUT: Final = 30.0
 #: Seconds that a client is given to close after we have.
 LINGER: Final = 1.0
+#: Seconds between two lines about the same mistake of clients.
+REMINDER: Final = 60.0
+
+#: What clients do wrong that only their owner can mend.
+_NOTICES: Final = {
+    "text": "a client speaks the text protocol, which is not served: switch on its binary protocol",
+    "login_refused": "a client's login was refused: it is not the one that the tunnel was given",
+    "max_clients": "a client was refused: --max-clients is reached",
+}
 
 
 class ListenerCounts(Interface):
@@ -105,6 +114,9 @@ class Downstream(Protocol):
             self._go_on()
         if session.finishing and session.finished and self._closing is None and not session.gone:
             self._close()
+
+    def notice(self, what: str) -> None:
+        self._listener.notice(what)
 
     def readConnectionLost(self) -> None:
         """The client has sent all it will; it may still read."""
@@ -269,6 +281,7 @@ class Listener(Factory):
         self.counts: ListenerCounts
         self.clients: dict[Downstream, None] = {}
         self.paused = 0
+        self._said: dict[str, float] = {}
 
     def buildProtocol(self, addr: Any) -> Any:
         if not self._room():
@@ -296,7 +309,13 @@ class Listener(Factory):
         for client in list(self.clients):
             client.tick(now)
 
+    def notice(self, what: str) -> None:
+        """Say what clients do wrong: each kind once in a while."""
+        now = self.seconds()
+        if now - self._said.get(what, -REMINDER) >= REMINDER:
+            self._said[what] = now
+            self._say(f"{self.address}: {_NOTICES[what]}")
+
     def _reject(self, reason: str) -> None:
-        if reason not in self.counts.rejected:
-            self._say(f"client refused: {reason} (said once; see the metrics)")
         self.counts.rejected[reason] = self.counts.rejected.get(reason, 0) + 1
+        self.notice(reason)

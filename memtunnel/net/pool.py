@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from twisted.logger import Logger
 
-from memtunnel.core.outcomes import Lost
+from memtunnel.core.outcomes import HINTS, Lost
 from memtunnel.core.pacing import Pacing
 from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Tunnel
@@ -159,7 +159,7 @@ class Pool:
             self._count(self._counts.connects, lost)
             self._pacing.failed(now, login_refused=lost is Lost.LOGIN_REFUSED)
             self.server.dial_failed(now)
-        self._say(upstream, lost, words or kind, now)
+        self._say(upstream, lost, words or kind or HINTS.get(lost, ""), now)
         self.fill()
 
     def _dial(self) -> None:
