@@ -359,11 +359,14 @@ class Scrape:
     def __init__(self, cost: float, state: Callable[[], State] = lambda: READY) -> None:
         self.turns = Turns()
         self._now = 0.0
-        metrics = make_metrics()
-        exposition = metrics.exposition
+        self._site = admin.site(
+            make_metrics(), state, token=None, reactor=self.turns, clock=lambda: self._now
+        )
+        exposition = self._site.resource._metrics
+        render = exposition.render
 
         def dear(accept: str) -> tuple[str, Iterator[bytes]]:
-            content_type, pieces = exposition(accept)
+            content_type, pieces = render(accept)
             return content_type, spend(pieces)
 
         def spend(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -371,10 +374,7 @@ class Scrape:
                 self._now += cost
                 yield piece
 
-        metrics.exposition = dear  # type: ignore[method-assign]
-        self._site = admin.site(
-            metrics, state, token=None, reactor=self.turns, clock=lambda: self._now
-        )
+        exposition.render = dear
 
     def start(self) -> FakeRequest:
         request = FakeRequest(b"/metrics", LOOPBACK, {"Host": "localhost"})

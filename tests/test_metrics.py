@@ -13,8 +13,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from memtunnel.core.outcomes import STATUS_WORDS
-from memtunnel.ops import metrics as subject
-from memtunnel.ops.metrics import COMMANDS, Histogram, Metrics, ServerState, State
+from memtunnel.ops.exposition import PIECE, Exposition
+from memtunnel.ops.metrics import COMMANDS, PHASES, Histogram, Metrics, ServerState, State
 from memtunnel.wire.binary import Opcode
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5"
@@ -102,7 +102,7 @@ def use_everything(metrics: Metrics) -> None:
     for counts in (server.connects, server.disconnects, server.desync, server.retries):
         counts["word"] = 1
     server.flaps = server.failovers = server.sent_bytes = server.received_bytes = 1
-    for phase in subject.PHASES:
+    for phase in PHASES:
         server.phase(phase, 0.002)
     listener = metrics.listener("127.0.0.1:11211")
     listener.opened = listener.connections = listener.received_bytes = listener.sent_bytes = 1
@@ -114,7 +114,7 @@ def use_everything(metrics: Metrics) -> None:
 
 
 def text_of(metrics: Metrics, accept: str = "") -> str:
-    return b"".join(metrics.exposition(accept)[1]).decode()
+    return b"".join(Exposition(metrics).render(accept)[1]).decode()
 
 
 def families_of(metrics: Metrics) -> dict[str, Metric]:
@@ -166,7 +166,9 @@ def test_both_formats_say_the_same_as_the_whole_registry(
 ) -> None:
     for number in range(40):  # families larger than one piece
         used.server(f"s{number}").answered(Opcode.SET, MISS, 1.0, 1.1, 1.2, 1.3)
-    whole = parser.text_string_to_metric_families(generate_latest(used._registry).decode())
+    whole = parser.text_string_to_metric_families(
+        generate_latest(Exposition(used).registry).decode()
+    )
     expected = {family.name: family.samples for family in whole if family.name[:3] == "mem"}
     text = text_of(used, accept)
     found = {family.name: family.samples for family in parse(text) if family.name[:3] == "mem"}
@@ -193,7 +195,7 @@ def test_both_formats_say_the_same_as_the_whole_registry(
     ],
 )
 def test_openmetrics_goes_to_those_who_ask_for_it(accept: str, openmetrics: bool) -> None:
-    content_type, pieces = make_metrics().exposition(accept)
+    content_type, pieces = Exposition(make_metrics()).render(accept)
     if openmetrics:
         assert content_type == "application/openmetrics-text; version=1.0.0; charset=utf-8"
     else:
@@ -339,7 +341,7 @@ def test_a_scrape_that_takes_several_turns_bears_new_series(used: Metrics) -> No
     for number in range(100):
         server.retries[f"reason{number}"] = 1
     pieces = []
-    for number, piece in enumerate(used.exposition("")[1]):
+    for number, piece in enumerate(Exposition(used).render("")[1]):
         pieces.append(piece)
         used.server(f"later{number}").connects["ok"] = 1
         server.retries[f"later{number}"] = 1
@@ -359,9 +361,9 @@ def test_a_piece_is_small() -> None:
     for number in range(20):
         for opcode in (Opcode.GET, Opcode.SET, Opcode.DELETE):
             metrics.server(f"s{number}").answered(opcode, HIT, 1.0, 1.1, 1.2, 1.3)
-    pieces = list(metrics.exposition("")[1])
+    pieces = list(Exposition(metrics).render("")[1])
     longest = max(len(re.findall(rb"^[^#]", piece, re.MULTILINE)) for piece in pieces)
-    assert longest == subject.PIECE
+    assert longest == PIECE
 
 
 def test_label_values_are_escaped() -> None:

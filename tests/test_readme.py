@@ -10,7 +10,8 @@ from memtunnel.__main__ import TOOLS
 from memtunnel.config import SETTINGS, Source, reference
 from memtunnel.core.outcomes import STATUS_WORDS, Desync, Lost, Reason
 from memtunnel.net.upstream import State
-from memtunnel.ops.metrics import COMMAND_WORDS, FAMILIES, PHASES, UNKNOWN
+from memtunnel.ops.exposition import FAMILIES
+from memtunnel.ops.metrics import COMMAND_WORDS, PHASES, UNKNOWN
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

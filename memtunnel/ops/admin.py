@@ -24,6 +24,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from memtunnel import __version__
+from memtunnel.ops.exposition import Exposition
 from memtunnel.ops.metrics import Metrics, ServerState, State
 from memtunnel.wire.sasl import Secret
 
@@ -52,7 +53,7 @@ def site(
         raise ValueError("the token of the admin port is empty")
     metrics.watch(state)
     return _QuietSite(  # type: ignore[no-untyped-call]
-        Admin(metrics, state, token, reactor, clock),
+        Admin(Exposition(metrics), state, token, reactor, clock),
         requestFactory=_BodylessRequest,
         reactor=reactor,
         parsePOSTFormSubmission=False,
@@ -80,7 +81,7 @@ class Admin(Resource):
 
     def __init__(
         self,
-        metrics: Metrics,
+        metrics: Exposition,
         state: Callable[[], State],
         token: Secret | None,
         reactor: Any,
@@ -150,7 +151,7 @@ class Admin(Resource):
         _answer(request, 200, _HTML, _status_page(self._state()))
 
     def _exposition(self, request: Any, trusted: bool) -> None:
-        content_type, pieces = self._metrics.exposition(request.getHeader("accept") or "")
+        content_type, pieces = self._metrics.render(request.getHeader("accept") or "")
         if request.method == b"HEAD":
             _answer(request, 200, content_type, None)
             return
@@ -240,7 +241,8 @@ def _status_page(state: State) -> str:
 <p>{ready}</p>
 <p><a href="/metrics">metrics</a> <a href="/healthz">health</a> <a href="/readyz">readiness</a></p>
 <table>
-<tr><th>server</th><th>state</th><th>connections</th><th>in flight</th><th>queued</th></tr>
+<tr><th>server</th><th>state</th><th>connections</th><th>in flight</th><th>queued</th>
+<th>last lost</th></tr>
 {rows}
 </table>
 </body>
@@ -253,5 +255,5 @@ def _row(name: str, server: ServerState) -> str:
     if server.breaker_open:
         state += ", refusing"
     connections = ", ".join(f"{count} {word}" for word, count in server.connections.items())
-    cells = (name, state, connections, str(server.in_flight), str(server.queued))
+    cells = (name, state, connections, str(server.in_flight), str(server.queued), server.last_lost)
     return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
