@@ -33,6 +33,7 @@ from twisted.python import usage
 
 import twisted
 from memtunnel import __version__
+from memtunnel.addresses import host_port
 from memtunnel.config import (
     SETTINGS,
     Config,
@@ -44,6 +45,7 @@ from memtunnel.config import (
     load,
 )
 from memtunnel.core.budget import Budget
+from memtunnel.core.deadlines import LONGEST
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Policy, Tunnel
@@ -330,7 +332,13 @@ class TunnelService(Service):
         self._eager = SendAtOnceReactor(self._reactor, resolver)
         counts = [self.metrics.server(server.name) for server in servers]
         cores = [
-            Server(server.name, index, counts[index], self.budget)
+            Server(
+                server.name,
+                index,
+                counts[index],
+                self.budget,
+                host_port(server.host, server.port),
+            )
             for index, server in enumerate(servers)
         ]
         policy = Policy(
@@ -442,15 +450,19 @@ class TunnelService(Service):
         self._reactor.callLater(SWEEP, self._sweep)
 
     def _sweep(self) -> None:
-        if self.tunnel.sweep(self._reactor.seconds()):
-            self._sweep_later()
+        more = True
+        try:
+            more = self.tunnel.sweep(self._reactor.seconds())
+        finally:
+            if more:
+                self._sweep_later()
 
     def _tick(self) -> None:
         now = self._reactor.seconds()
         self.metrics.event_loop_lag.observe(max(0.0, now - self._tick_due))
         self._tick_due = now + TICK
         for pool in self.pools:
-            pool.tick(now)
+            self._guard(pool.tick, now)
         self.tunnel.flush()
 
     _tick_due = float("inf")
@@ -458,8 +470,15 @@ class TunnelService(Service):
     def _tick_clients(self) -> None:
         now = self._reactor.seconds()
         for listener in self.listeners:
-            listener.tick(now)
+            self._guard(listener.tick, now)
         self.tunnel.flush()
+
+    def _guard(self, look: Callable[[float], None], now: float) -> None:
+        """What one of many meets must not end the looking after all."""
+        try:
+            look(now)
+        except Exception:
+            self._log.failure("while looking after connections")
 
     def _warn(self, words: str) -> None:
         self._log.warn("{words}", words=words)
@@ -502,7 +521,7 @@ class TunnelService(Service):
             closing = True
             self._log.info("closing {clients} clients", clients=self.status.clients)
             # Time for the answers to what was read, and for the clients to take them.
-            until = now + self.tunnel.policy.request_timeout + LINGER + 2 * SWEEP
+            until = now + self.tunnel.policy.request_timeout + LONGEST + LINGER + 2 * SWEEP
             for port in self._ports:
                 port.stopListening()
             self._ports.clear()

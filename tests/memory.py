@@ -334,7 +334,7 @@ class Dial:
 class Names:
     """A resolver that knows what `addresses` says; None never answers."""
 
-    took = 0.0
+    took: dict[str, float] = {}
 
     def __init__(self) -> None:
         self.addresses: list[str] | None = ["127.0.0.1"]

@@ -57,7 +57,7 @@ class Recorder:
 
     def growing(self, request: Request, size: int) -> None:
         assert request.answer is None
-        assert size > 0
+        assert size
         request.size += size
         self.growth.append((request, size))
 

@@ -236,11 +236,18 @@ def test_flush_that_a_login_may_not_do_is_not_done_and_the_connection_stays() ->
 
 
 def test_a_servers_verdict_on_flush_passes() -> None:
-    house, client = opened(2)
+    house, client = opened(1)
     client.send(bare(O.FLUSHQ, 5))
     house.links[0].deliver(house.links[0].refuse(Status.INVALID))
-    house.serve()
     assert client.told == [(O.FLUSHQ, 5, Status.INVALID)]
+
+
+def test_of_several_servers_one_verdict_is_a_failure() -> None:
+    house, client = opened(2)
+    client.send(bare(O.FLUSH, 5))
+    house.links[0].deliver(house.links[0].refuse(Status.INVALID))
+    house.serve()
+    assert client.told == [(O.FLUSH, 5, Status.NOT_STORED)]
 
 
 def test_P3_flush_is_answered_at_its_deadline_and_late_answers_are_dropped() -> None:

@@ -196,7 +196,8 @@ class MuxMachine(RuleBasedStateMachine):
         if loud == Opcode.STAT and (asked.parted or not status):
             status, size = Status.OK, 0
         frame = answer(loud, asked.opaque, status, value=bytes(size), cas=len(self.stream))
-        self.stream.append(Said(asked, frame, last=True, oversize=size > MAX_VALUE))
+        oversize = size > MAX_VALUE and loud in GETS
+        self.stream.append(Said(asked, frame, last=True, oversize=oversize))
 
     @precondition(
         lambda self: any(each.request.opcode == Opcode.STAT for each in self._unreplied())
@@ -208,7 +209,7 @@ class MuxMachine(RuleBasedStateMachine):
         asked = data.draw(st.sampled_from(stats))
         asked.parted = True
         frame = answer(Opcode.STAT, asked.opaque, key=b"name", value=bytes(size))
-        self.stream.append(Said(asked, frame, last=False, oversize=size > MAX_VALUE))
+        self.stream.append(Said(asked, frame, last=False, oversize=False))
 
     @precondition(lambda self: self.stream)
     @rule(data=st.data(), whole=st.booleans())
@@ -265,7 +266,9 @@ class MuxMachine(RuleBasedStateMachine):
         reads = LOUD[request.opcode] in (Opcode.GET, Opcode.GETK)
         if not (reads and request in self.given_up):
             self.lane_load[lane] -= 1
-        return int(wanted)
+        status = int.from_bytes(said.frame[6:8], "big")
+        data = LOUD[request.opcode] != Opcode.STAT
+        return int(wanted and data and status < Status.AUTH_FAILED)
 
     # The end
 
@@ -369,8 +372,9 @@ class MuxMachine(RuleBasedStateMachine):
         tombstones = [asked for asked in self.flying if asked.request.owner is None]
         assert self.mux.in_flight == len(self.flying)
         assert self.mux.tombstones == len(tombstones)
-        assert self.mux.load == len(self.flying) + len(self.unsent)
-        assert self.mux.unsent_bytes == sum(request.size for request in self.unsent)
+        unsent = [request for request in self.unsent if request not in self.given_up]
+        assert self.mux.load == len(self.flying) + len(unsent)
+        assert self.mux.unsent_bytes == sum(request.size for request in unsent)
         assert self.woken == bool(self.unsent)
 
     @invariant()

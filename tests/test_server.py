@@ -67,7 +67,7 @@ class Bench:
         lane = Lane(self.server)
         given_up = [self.send(Opcode.GET, b"late", lane) for _ in range(requests)]
         for peer in self.peers:
-            peer.read()
+            peer.read(1.0)
         for request in given_up:
             self.server.expire(request, now)
 
@@ -453,6 +453,14 @@ def test_an_answer_between_them_starts_the_count_again(bench: Bench) -> None:
     assert not bench.server.refusing
 
 
+def test_what_had_waited_most_of_its_time_is_no_sign_of_a_stall(bench: Bench) -> None:
+    requests = [bench.send(Opcode.SET, b"set1") for _ in range(TIMEOUTS_IN_A_ROW)]
+    bench.peers[0].read(1.9)
+    for request in requests:
+        bench.server.expire(request, 2.0)
+    assert not bench.server.refusing
+
+
 def test_timeouts_of_stats_and_of_what_was_not_written_are_no_sign_of_a_stall(
     bench: Bench,
 ) -> None:
@@ -479,7 +487,7 @@ def test_what_moves_from_a_lost_connection_of_a_refusing_server_is_handed_back(
     bench.server.drain(second.mux)
     bench.send(Opcode.GET, b"get1")
     late = [bench.send(Opcode.GET, b"late", Lane(bench.server)) for _ in range(TIMEOUTS_IN_A_ROW)]
-    first.read()
+    first.read(1.0)
     bench.send(Opcode.SET, b"set1")
     for request in late:
         bench.server.expire(request, 2.0)

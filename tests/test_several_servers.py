@@ -100,7 +100,8 @@ def test_flush_and_stat_go_to_all(
     values = dict(said)
     own = [dict(statistics(direct)) for direct in directly(memcacheds)]
     assert int(values["curr_items"]) == len(KEYS)
-    for name, statistic in zip(NAMES, own, strict=True):
+    addresses = [f"127.0.0.1:{memcached.port}" for memcached in memcacheds]
+    for name, statistic in zip(addresses, own, strict=True):
         for each in ("pid", "curr_items", "version", "limit_maxbytes"):
             assert values[f"{name}:{each}"] == statistic[each]
     assert values["version"] == own[0]["version"]
@@ -188,8 +189,9 @@ def test_stat_leaves_out_who_is_down_and_flush_says_that_it_failed(
     set_all(client)
     stop_one(memcacheds, tunnel)
     said = dict(statistics(client))
-    mentioned = {name.partition(":")[0] for name in said if ":" in name}
-    assert mentioned == {name for index, name in enumerate(NAMES) if index != DOWN}
+    mentioned = {name.rpartition(":")[0] for name in said if name.startswith("127.0.0.1:")}
+    up = [memcached for index, memcached in enumerate(memcacheds) if index != DOWN]
+    assert mentioned == {f"127.0.0.1:{memcached.port}" for memcached in up}
     assert client.ask(Opcode.FLUSH).status == Status.NOT_STORED
     left = [memcached for index, memcached in enumerate(memcacheds) if index != DOWN]
     assert [found(direct) for direct in directly(left)] == [[], []]

@@ -3,7 +3,9 @@
 While the breaker is open the server's requests are not kept waiting: another server has them,
 or they get their degraded reply at once. What opened it says what closes it: an unreachable
 server is back when a connection is warm, a stalled one only when a data request succeeds (an
-endpoint may answer a NOOP while the backend behind it hangs).
+endpoint may answer a NOOP while the backend behind it hangs). A stalled server stays stalled
+however often it is dialled; the tunnel asks it something itself, so that it is found out even
+where no client only reads.
 """
 
 from enum import Enum
@@ -48,7 +50,7 @@ class Breaker:
     def timed_out(self, now: float) -> bool:
         """A data request in flight was not answered within its deadline."""
         self._timeouts += 1
-        if self._timeouts < TIMEOUTS_IN_A_ROW or self.state is State.STALLED:
+        if self._timeouts < TIMEOUTS_IN_A_ROW or self.is_open:
             return False
         self._next_probe = now + PROBE_INTERVAL
         return self._open(State.STALLED)
@@ -56,6 +58,7 @@ class Breaker:
     def connected(self) -> bool:
         """A connection became warm."""
         self._dials = 0
+        self._next_probe = 0.0
         return self.state is State.UNREACHABLE and self._close()
 
     def answered(self) -> bool:
@@ -71,11 +74,10 @@ class Breaker:
         return True
 
     def _open(self, state: State) -> bool:
-        if self.state is state:
+        if self.is_open:
             return False
-        was_open = self.is_open
         self.state = state
-        return not was_open
+        return True
 
     def _close(self) -> bool:
         self.state = State.CLOSED

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Bytes of statistics that are kept of one server.
 MAX_STATISTICS: Final = 1024 * 1024
+#: Digits of a number of 64 bits.
+_LONGEST_NUMBER: Final = 20
 #: Numbers that make no sense as a sum over servers.
 _NO_SUM: Final = frozenset((b"pid", b"uptime", b"time", b"pointer_size"))
 
@@ -27,7 +29,7 @@ class Gather:
     `slot` is the client's request, `names` those of the servers, by the index in `send`.
     """
 
-    __slots__ = ("_left", "_names", "_places", "_session", "_slot", "answers", "reason")
+    __slots__ = ("_kept", "_left", "_names", "_places", "_session", "_slot", "answers", "reason")
 
     def __init__(self, session: Session, slot: Request, names: list[str]) -> None:
         self._session = session
@@ -35,6 +37,8 @@ class Gather:
         self._names = names
         self._left = len(names)
         self._places: dict[Request, int] = {}
+        self._kept = [0] * len(names)
+        """Bytes of each server's answer so far."""
         self.answers: list[list[bytes]] = [[] for _ in names]
         self.reason: Reason | None = None
         """Why one of the servers did not answer."""
@@ -46,9 +50,10 @@ class Gather:
     def answered(
         self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
     ) -> None:
-        frames = self.answers[self._places[request]]
-        if sum(map(len, frames)) < MAX_STATISTICS:
-            frames.append(data[start:stop])
+        place = self._places[request]
+        self._kept[place] += stop - start
+        if self._kept[place] <= MAX_STATISTICS:
+            self.answers[place].append(data[start:stop])
         if request.opcode == Opcode.STAT and status == Status.OK and stop - start > 24:
             return
         if not passes(request.opcode, status):
@@ -93,12 +98,12 @@ class FlushGather(Gather):
     __slots__ = ()
 
     def conclude(self, slot: Request) -> bytes:
-        if self.reason is not None:
+        places = range(len(self.answers))
+        worst = max((one.status for place in places for one in self.frames(place)), default=0)
+        if self.reason is not None or (worst and len(self.answers) > 1):
             errors = self._session.tunnel.policy.errors_on_unavailable
             return degraded(slot.opcode, slot.opaque, b"", as_error=errors)
-        places = range(len(self.answers))
-        worst = max(frame.status for place in places for frame in self.frames(place))
-        if worst != Status.OK:
+        if worst:
             return refusal(slot.opcode, slot.opaque, worst)
         return b"" if slot.opcode in QUIET else answer(slot.opcode, slot.opaque)
 
@@ -151,6 +156,10 @@ def sequence(opaque: bytes, pairs: list[tuple[bytes, bytes]]) -> bytes:
     return b"".join(frames)
 
 
+def _is_number(value: bytes) -> bool:
+    return value.isdigit() and len(value) <= _LONGEST_NUMBER
+
+
 def merge(statistics: list[tuple[str, dict[bytes, bytes]]]) -> list[tuple[bytes, bytes]]:
     """The statistics of several servers as one list: together first, then each by name."""
     together: dict[bytes, bytes] = {}
@@ -159,7 +168,7 @@ def merge(statistics: list[tuple[str, dict[bytes, bytes]]]) -> list[tuple[bytes,
             known = together.get(name)
             if known is None:
                 together[name] = value
-            elif name not in _NO_SUM and known.isdigit() and value.isdigit():
+            elif name not in _NO_SUM and _is_number(known) and _is_number(value):
                 together[name] = b"%d" % (int(known) + int(value))
     apart = [
         (f"{server}:".encode() + name, value)

@@ -86,7 +86,7 @@ class Lane:
             self.server.queue[self] = None
 
     def divert(self, now: float) -> None:
-        """The server takes no requests: hand back all that wait."""
+        """The server takes no requests: hand back all that wait, drop what nobody waits for."""
         waiting, self.waiting = self.waiting, deque()
         self.server.queue.pop(self, None)
         for request in waiting:

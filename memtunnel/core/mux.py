@@ -30,6 +30,9 @@ MAX_UNSENT: Final = 16 * 1024 * 1024
 #: An answer that claims a longer body, in bytes, is no answer.
 MAX_BODY: Final = 64 * 1024 * 1024
 
+#: An answer to a command that returns no value may be as long as this, whatever `max_value` is.
+MAX_OTHER: Final = 64 * 1024
+
 _MASK: Final = 0xFFFFFFFF
 #: Commands that any login may use: told 0x20, the connection is no longer logged in.
 _LOGIN_PROOF: Final = GETS | {Opcode.NOOP}
@@ -78,6 +81,11 @@ class Multiplexer:
         return len(self._entries)
 
     @property
+    def owed_bytes(self) -> int:
+        """Bytes of the requests in flight, and of those of their answers that are coming."""
+        return sum(request.size for request in self._entries.values())
+
+    @property
     def tombstones(self) -> int:
         """Requests in flight whose answer nobody wants any more."""
         return sum(1 for request in self._entries.values() if request.owner is None)
@@ -106,7 +114,6 @@ class Multiplexer:
         parts: list[bytes] = []
         for request in unsent:
             if request.mux is not self:
-                self.load -= 1
                 continue  # given up before it was written
             while opaque in entries:
                 opaque = (opaque + 1) & _MASK
@@ -125,7 +132,7 @@ class Multiplexer:
     def receive(self, data: bytes, now: float) -> int:
         """Match what the server sent, and tell each request's owner.
 
-        Returns the number of requests of clients that were answered in time. Raises
+        Returns the number of data requests that were answered in time, and well. Raises
         `Distrust`; nothing from the offending byte on was delivered then.
         """
         if self._skip:
@@ -158,7 +165,8 @@ class Multiplexer:
                 raise Distrust(Lost.LOGIN_LOST)
             stop = position + HEADER_LENGTH + body
             owner = request.owner
-            oversize = body - keys - extras > self._max_value
+            value = body - keys - extras
+            oversize = value > self._max_value and (opcode in GETS or value > MAX_OTHER)
             if stop > end and not oversize:
                 if owner is not None:
                     owner.growing(request, body)
@@ -181,7 +189,7 @@ class Multiplexer:
                     owner.failed(request, Reason.TOO_LARGE, now)
                 else:
                     owner.answered(request, status, data, position, stop, now)
-                if lane is not None:
+                if lane is not None and status < Status.AUTH_FAILED and opcode != Opcode.STAT:
                     answered += 1
             if lane is not None and lane.waiting and not lane.in_flight:
                 lane.resume(now)
@@ -207,7 +215,10 @@ class Multiplexer:
         """
         lane = request.lane
         request.mux = None
-        if request.sent:
+        if not request.sent:
+            self.load -= 1
+            self.unsent_bytes -= request.size
+        else:
             request.owner = None
             if LOUD[request.opcode] not in READS:
                 return

@@ -30,7 +30,10 @@ class Owner(Protocol):
         """Its server takes no requests now; nothing of it was written."""
 
     def growing(self, request: Request, size: int) -> None:
-        """The header of an answer of `size` bytes has come, the rest of it is on its way."""
+        """The header of an answer of `size` bytes has come, the rest of it is on its way.
+
+        A negative `size` takes that back: the answer was lost, and the request is sent again.
+        """
 
 
 class Request:

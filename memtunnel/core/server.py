@@ -36,10 +36,13 @@ class ServerCounts(Protocol):
 
 
 class Server:
-    """`name` is its name in the ring, `index` its place in the configuration."""
+    """`name` is its name in the ring, `index` its place in the configuration, `address` where it
+    is dialled, as ``HOST:PORT``.
+    """
 
     __slots__ = (
         "_budget",
+        "address",
         "breaker",
         "connections",
         "counts",
@@ -50,8 +53,11 @@ class Server:
         "refusing",
     )
 
-    def __init__(self, name: str, index: int, counts: ServerCounts, budget: Budget) -> None:
+    def __init__(
+        self, name: str, index: int, counts: ServerCounts, budget: Budget, address: str = ""
+    ) -> None:
         self.name = name
+        self.address = address or name
         self.index = index
         self.counts = counts
         self._budget = budget
@@ -76,6 +82,8 @@ class Server:
                 load = mux.load
                 if load < least:
                     best, least = mux, load
+        if best.full:
+            return next((mux for mux in connections if not mux.full), best)
         return best
 
     def add(self, mux: Multiplexer, now: float) -> None:
@@ -113,6 +121,10 @@ class Server:
                 request.answer = b""
             elif reads and not request.retried and lane not in wrote:
                 request.retried = True
+                grown = request.size - len(request.frame or b"")
+                if grown:
+                    # What had come of its answer does not count: it comes anew.
+                    request.owner.growing(request, -grown)
                 back.append(request)
                 self._count_retry("upstream_lost")
             else:
@@ -144,9 +156,10 @@ class Server:
         owner = request.owner
         lane = request.lane
         if request.mux is not None:
-            data = request.sent and LOUD[request.opcode] != Opcode.STAT
+            # Only what the server had a fair share of the time for says something about it.
+            fair = request.sent and now - request.sent >= (now - request.arrived) / 2
             request.mux.abandon(request, now)
-            if data and self.breaker.timed_out(now):
+            if fair and LOUD[request.opcode] != Opcode.STAT and self.breaker.timed_out(now):
                 self._open(now)
         elif lane is not None:
             starved = not self.connections and not lane.in_flight

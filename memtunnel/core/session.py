@@ -123,7 +123,7 @@ class Session(Answers):
                 self.finish()
                 return False
         if self.held:
-            self.held += data
+            self._hold(data)
             return True
         for lane in self._lanes:
             if lane is not None and lane.in_flight:
@@ -142,7 +142,7 @@ class Session(Answers):
         """Take the frames that were held back; their time is that of their read, or `now`."""
         if now is None:
             now = self._held_at
-        data, self.held = self.held, b""
+        data = self._take_held()
         self._parse(self.intake.feed(data, now), now)
 
     def finish(self) -> None:
@@ -157,8 +157,17 @@ class Session(Answers):
     def lose(self, now: float) -> None:
         """The client has left."""
         self.intake.clear()
-        self.held = b""
+        self._take_held()
         self._forget(now)
+
+    def _hold(self, data: bytes) -> None:
+        self.held += data
+        self.tunnel.budget.used += len(data)
+
+    def _take_held(self) -> bytes:
+        data, self.held = self.held, b""
+        self.tunnel.budget.used -= len(data)
+        return data
 
     def _parse(self, data: bytes, now: float) -> None:
         unpack = REQUEST_HEADER.unpack_from
@@ -166,11 +175,12 @@ class Session(Answers):
         batch: list[Request] = []
         longest = self.tunnel.policy.max_value_size
         frames = 0
+        opcode = 0
         position = 0
         end = len(data)
         while end - position >= HEADER_LENGTH and not self.finishing:
             if frames == FRAMES_A_TURN:
-                self.held = data[position:]
+                self._hold(data[position:])
                 self._held_at = now
                 break
             frames += 1
@@ -216,7 +226,7 @@ class Session(Answers):
                 else:
                     self._protocol_error("magic")
                     self.finish()
-        self.awaits_more = bool(owed) and owed[-1].opcode in QUIET
+        self.awaits_more = opcode in QUIET
         if batch:
             self.tunnel.deadlines.add(now, batch)
 
@@ -378,7 +388,7 @@ class Session(Answers):
         slot = self._slot(opcode, opaque, now)
         servers = self.tunnel.servers
         kind = StatGather if opcode == Opcode.STAT else FlushGather
-        gather = kind(self, slot, [server.name for server in servers])
+        gather = kind(self, slot, [server.address for server in servers])
         loud = LOUD[opcode]
         if loud != opcode:
             frame = frame[:1] + OPCODE_BYTE[loud] + frame[2:]

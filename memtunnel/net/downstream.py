@@ -72,9 +72,11 @@ class Downstream(Protocol):
         """Whether the tunnel stops."""
         self._waiting = False
         """Whether frames are held back for the next turn."""
-        self._was_full = False
-        """Whether they are held back because of the client, not for the others' turn."""
-        self._closing: Any = None
+        self._does_not_read = False
+        """Whether they are held back because the client does not read, not for others' turn."""
+        self._closing = False
+        """Whether our side is closed, or will be once all is written."""
+        self._linger: Any = None
         self._unread_since = 0.0
 
     def connectionMade(self) -> None:
@@ -88,7 +90,7 @@ class Downstream(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self._counts.received_bytes += len(data)
-        if self._closing is not None:
+        if self._closing:
             return  # read and discarded: a close with unread input would cut the answer short
         session = self.session
         if session.receive(data, self._seconds()):
@@ -112,7 +114,7 @@ class Downstream(Protocol):
                 self._note_unread()
         if self.paused:
             self._go_on()
-        if session.finishing and session.finished and self._closing is None and not session.gone:
+        if session.finishing and session.finished and not self._closing and not session.gone:
             self._close()
 
     def notice(self, what: str) -> None:
@@ -121,7 +123,7 @@ class Downstream(Protocol):
     def readConnectionLost(self) -> None:
         """The client has sent all it will; it may still read."""
         self._ended = True
-        if self._closing is not None:
+        if self._closing:
             self._drop()
             return
         self.session.finish()
@@ -131,10 +133,11 @@ class Downstream(Protocol):
         """Our side is closed, as `_close` asked."""
         if self._ended:
             self._drop()
+        else:
+            self._linger = self._listener.call_later(LINGER, self._drop)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._closing is not None and self._closing.active():
-            self._closing.cancel()
+        self._stop_lingering()
         self._set_unread(0)
         self.session.lose(self._seconds())
         self._listener.closed(self)
@@ -203,7 +206,7 @@ class Downstream(Protocol):
     def _go_on(self) -> None:
         """Take held frames in the next turn, and read again, once the session has room."""
         if self.session.full:
-            self._was_full = True
+            self._does_not_read = self._does_not_read or self.session.unread > 0
         elif not self._waiting:
             self._waiting = True
             self._turn.at_end(self._take_turn)
@@ -211,12 +214,15 @@ class Downstream(Protocol):
     def _take_turn(self) -> None:
         self._waiting = False
         session = self.session
-        if session.gone or session.full:
+        if session.gone:
+            return
+        if session.full:
+            self._go_on()  # notes why; the next flush comes back here
             return
         if session.held:
             # A client that does not read has itself to blame for the wait.
-            session.go_on(self._seconds() if self._was_full else None)
-            self._was_full = False
+            session.go_on(self._seconds() if self._does_not_read else None)
+            self._does_not_read = False
         if session.held:
             self._go_on()
         elif self.paused and not session.full:
@@ -232,8 +238,8 @@ class Downstream(Protocol):
     # The end
 
     def _close(self) -> None:
-        """Close our side, and wait a moment for the client's."""
-        self._closing = self._listener.call_later(LINGER, self._drop)
+        """Close our side once all is written, and wait a moment for the client's."""
+        self._closing = True
         if self.paused:
             self.paused = False
             self._listener.paused -= 1
@@ -242,9 +248,12 @@ class Downstream(Protocol):
         self.transport.loseWriteConnection()
 
     def _drop(self) -> None:
-        if self._closing is not None and self._closing.active():
-            self._closing.cancel()
+        self._stop_lingering()
         self.transport.loseConnection()
+
+    def _stop_lingering(self) -> None:
+        if self._linger is not None and self._linger.active():
+            self._linger.cancel()
 
     def _acknowledge(self) -> None:
         """Acknowledge now what was read.

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from twisted.logger import Logger
 
+from memtunnel.core.breaker import State as BreakerState
 from memtunnel.core.outcomes import HINTS, Lost
 from memtunnel.core.pacing import Pacing
 from memtunnel.core.server import Server
@@ -66,6 +67,7 @@ class Pool:
         self._stopped = False
         self._flapped = float("-inf")
         """When a connection was lost last that had just become warm."""
+        self._stalled = False
         self._said: tuple[Lost, float] | None = None
         """The outage that was logged last, and when."""
         self.upstreams: dict[Upstream, None] = {}
@@ -114,6 +116,7 @@ class Pool:
         for upstream in list(self.upstreams):
             upstream.tick(now)
         self.fill()
+        self._say_stalled()
 
     def stop(self) -> None:
         """Close all connections, and dial no more."""
@@ -198,6 +201,14 @@ class Pool:
         )
         if not upstream.was_warm:
             self._said = (lost, now)
+
+    def _say_stalled(self) -> None:
+        """A stalled server may keep its connections: nothing else would tell of it."""
+        stalled = self.server.breaker.state is BreakerState.STALLED
+        if stalled != self._stalled:
+            self._stalled = stalled
+            words = "stalled: its requests time out" if stalled else "answers again"
+            self._log.warn("{server}: {words}", server=self.server.name, words=words)
 
     @staticmethod
     def _count(counts: dict[str, int], word: str) -> None:

@@ -32,6 +32,8 @@ from zope.interface import implementer
 #: The shortest queue of connections that wait to be accepted: prefork workers and web requests
 #: of PHP come in crowds.
 BACKLOG = 1024
+#: Seconds that a lookup may take before the last good addresses are used, if there are any.
+PATIENCE = 1.0
 
 
 class _SendAtOnce:
@@ -195,6 +197,7 @@ class SendAtOnceReactor:
 class _Resolution:
     def __init__(self, name: str) -> None:
         self.name = name
+        self.done = False
 
     def cancel(self) -> None:
         """A system call that runs cannot be called back; its result is not waited for."""
@@ -211,8 +214,8 @@ class Resolver:
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._known: dict[tuple[str, int], list[IPv4Address | IPv6Address]] = {}
-        self.took = 0.0
-        """Seconds that the last lookup took."""
+        self.took: dict[str, float] = {}
+        """By name, seconds that the last lookup took."""
 
     def resolveHostName(
         self,
@@ -224,14 +227,21 @@ class Resolver:
     ) -> Any:
         resolution = _Resolution(hostName)
         resolutionReceiver.resolutionBegan(resolution)
+        where = (hostName, portNumber)
         began = self._reactor.seconds()
+        waiting: list[Any] = []
 
         def found(addresses: list[IPv4Address | IPv6Address]) -> None:
-            self.took = self._reactor.seconds() - began
-            where = (hostName, portNumber)
             if addresses:
                 self._known[where] = addresses
-            for address in addresses or self._known.get(where, []):
+            if resolution.done:
+                return
+            resolution.done = True
+            for call in waiting:
+                if call.active():
+                    call.cancel()
+            self.took[hostName] = self._reactor.seconds() - began
+            for address in self._known.get(where, []):
                 resolutionReceiver.addressResolved(address)
             resolutionReceiver.resolutionComplete()
 
@@ -239,7 +249,13 @@ class Resolver:
             addresses = addresses_of(hostName, portNumber)
             self._reactor.callFromThread(found, addresses)
 
-        threading.Thread(target=look_up, name="resolver", daemon=True).start()
+        if where in self._known:
+            # A resolver that hangs takes longer than a dial may.
+            waiting.append(self._reactor.callLater(PATIENCE, found, []))
+        try:
+            threading.Thread(target=look_up, name="resolver", daemon=True).start()
+        except RuntimeError:  # no thread to be had
+            waiting.append(self._reactor.callLater(0, found, []))
         return resolution
 
 

@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from twisted.logger import Logger
+
+_log = Logger(namespace="memtunnel")
+
 
 class Turn:
     """Calls back once, after all that is readable now was read.
@@ -25,4 +29,8 @@ class Turn:
     def _run(self) -> None:
         calls, self._calls = self._calls, []
         for call in calls:
-            call()
+            try:
+                call()
+            except Exception:
+                # What one connection met must not cost the others their turn.
+                _log.failure("at the end of a turn")

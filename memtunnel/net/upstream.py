@@ -23,7 +23,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from memtunnel.core.deadlines import RATE
+from memtunnel.core.deadlines import LONGEST, RATE
 from memtunnel.core.mux import Multiplexer
 from memtunnel.core.outcomes import Distrust, Lost, Reason
 from memtunnel.core.request import Request
@@ -46,8 +46,12 @@ HEARTBEAT: Final = 10.0
 #: Seconds that a server has to answer the end of TLS.
 FAREWELL: Final = 1.0
 
-#: What libmemcached takes for a version: it reads into 32 bytes, and wants numbers first.
-_VERSION: Final = re.compile(rb"[0-9]+\.[0-9]+\.[0-9]+[^\x00-\x20]*")
+#: A key that is asked for to see whether a stalled server answers again.
+PROBE_KEY: Final = b"memtunnel:probe"
+
+#: What libmemcached takes for a version: it reads into 32 bytes, and wants numbers first, the
+#: major one from 1 to 255.
+_VERSION: Final = re.compile(rb"([1-9][0-9]{0,2})\.[0-9]+\.[0-9]+[^\x00-\x20]*")
 
 
 class State(StrEnum):
@@ -143,7 +147,6 @@ class Upstream(Protocol):
         """When its pool will replace it."""
         self._progress = self.began
         self._unsent = 0
-        self._owed_bytes = 0
 
     # From dialling to warm
 
@@ -166,7 +169,7 @@ class Upstream(Protocol):
             self.transport.abortConnection()
             return
         now = self._seconds()
-        took = getattr(self._reactor.nameResolver, "took", 0.0)
+        took = self._reactor.nameResolver.took.get(self._target.host, 0.0)
         self._observer.phase("dns", took)
         self._observer.phase("tcp", max(0.0, now - self.began - took))
         self._move(State.HANDSHAKE)
@@ -213,7 +216,8 @@ class Upstream(Protocol):
     ) -> None:
         if request.opcode == Opcode.VERSION:
             version = data[start + HEADER_LENGTH : stop]
-            if status == Status.OK and len(version) <= 31 and _VERSION.fullmatch(version):
+            known = _VERSION.fullmatch(version) if len(version) <= 31 else None
+            if status == Status.OK and known and int(known[1]) <= 255:
                 self._tunnel.version = version
         elif request.opcode == Opcode.SASL_AUTH:
             if status == Status.OK:
@@ -221,6 +225,9 @@ class Upstream(Protocol):
                 self._probe()
             else:
                 raise Distrust(Lost.LOGIN_REFUSED)
+        elif request.opcode == Opcode.GET:
+            if status in (Status.OK, Status.NOT_FOUND):
+                self._server.answered()
         elif self.state is State.PROBE:
             if status != Status.OK:
                 raise Distrust(Lost.LOGIN_LOST)
@@ -268,7 +275,6 @@ class Upstream(Protocol):
             return
         if idle:
             self._progress = now
-        self._owed_bytes += len(data)
         self._observer.sent_bytes += len(data)
         if len(data) <= RECORD:
             self.transport.write(data)
@@ -281,7 +287,6 @@ class Upstream(Protocol):
             return
         now = self._seconds()
         self._progress = now
-        self._owed_bytes = 0
         self._observer.received_bytes += len(data)
         try:
             if self.mux.receive(data, now):
@@ -314,13 +319,16 @@ class Upstream(Protocol):
             self._progress = now
         quiet = now - self._progress
         if self.mux.in_flight:
-            if quiet > SILENCE + self._owed_bytes / RATE:
+            # Bytes that the kernel has taken need their time to arrive.
+            if quiet > SILENCE and quiet > SILENCE + min(self.mux.owed_bytes / RATE, LONGEST):
                 self._lose(Lost.SILENT)
         elif self.state is State.DRAINING:
             if not self.mux.load:
                 self._lose(Lost.RETIRED)
         elif quiet > HEARTBEAT:
             self._ask(Opcode.NOOP, binary.request(Opcode.NOOP))
+        if self.state is State.WARM and self._server.breaker.admits_probe(now):
+            self._ask(Opcode.GET, binary.request(Opcode.GET, PROBE_KEY))
 
     # The end
 
