@@ -4,6 +4,7 @@ import pytest
 from core_harness import Client, House, O, bare, get, opaque_of, store
 
 from memtunnel.core.breaker import FAILED_DIALS
+from memtunnel.core.gather import merge
 from memtunnel.wire.binary import Status, answer, refusal
 
 
@@ -233,6 +234,12 @@ def test_flush_that_a_login_may_not_do_is_not_done_and_the_connection_stays() ->
     assert client.received == refusal(O.FLUSH, opaque_of(5), Status.NOT_STORED)
     assert link.distrust is None
     assert house.degraded == [(O.FLUSH, "refused")]
+
+
+def test_what_is_too_long_for_a_number_is_no_number() -> None:
+    long = b"9" * 5000
+    pairs = dict(merge([("a", {b"x": long}), ("b", {b"x": long})]))
+    assert pairs == {b"x": long, b"a:x": long, b"b:x": long}
 
 
 def test_a_servers_verdict_on_flush_passes() -> None:

@@ -22,6 +22,7 @@ from memtunnel.core.breaker import (
 )
 from memtunnel.core.budget import Budget
 from memtunnel.core.lane import Lane
+from memtunnel.core.mux import MAX_UNSENT
 from memtunnel.core.outcomes import Reason
 from memtunnel.core.request import Request
 from memtunnel.core.server import Server
@@ -436,6 +437,28 @@ def test_an_unreachable_server_is_back_with_a_warm_connection() -> None:
     bench.lose(bench.peers[0])
     bench.server.dial_failed(3.0)
     assert not bench.server.refusing, "failures are counted from the last success"
+
+
+def test_a_connection_full_of_bytes_is_not_chosen_while_another_has_room(bench: Bench) -> None:
+    first, second = bench.peers
+    bench.send(Opcode.GET, b"get1", Lane(bench.server))
+    bench.send(Opcode.GET, b"get2", Lane(bench.server))
+    bench.send(Opcode.GET, b"get3", Lane(bench.server))
+    light = min(first.mux, second.mux, key=lambda mux: mux.load)
+    light.unsent_bytes = MAX_UNSENT
+    chosen = bench.server.choose()
+    assert chosen is not None
+    assert chosen is not light
+
+
+def test_stalled_stays_stalled_whatever_dials_do(bench: Bench) -> None:
+    bench.stall()
+    for _ in range(FAILED_DIALS):
+        bench.server.breaker.dial_failed()
+    bench.server.breaker.waited_out()
+    assert bench.server.breaker.state is State.STALLED
+    bench.connect(3.0)
+    assert bench.server.refusing
 
 
 def test_twenty_timeouts_in_a_row_open_it(bench: Bench) -> None:

@@ -19,6 +19,7 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.selectreactor import SelectReactor
+from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
@@ -416,6 +417,40 @@ async def test_the_last_good_addresses_are_remembered(
     answers["mc1"] = []
     assert await look_up(resolver, "mc1") == [two]
     assert all(seconds >= 0 for seconds in resolver.took.values())
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "no thread"])
+def test_in_trouble_the_last_good_addresses_serve(
+    monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    class Direct(Clock):
+        def callFromThread(self, call: Any, *arguments: Any) -> None:
+            call(*arguments)
+
+    class AtOnce:
+        trouble = ""
+
+        def __init__(self, target: Any, **options: Any) -> None:
+            self.start = target if not self.trouble else getattr(self, f"_{self.trouble[:2]}")
+
+        def _ha(self) -> None:
+            """Nothing ever comes."""
+
+        def _no(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    one = IPv4Address("TCP", "10.0.0.1", 1)
+    monkeypatch.setattr(transports, "addresses_of", lambda host, port: [one])
+    monkeypatch.setattr(transports.threading, "Thread", AtOnce)
+    clock = Direct()
+    resolver = Resolver(clock)
+    found: list[Any] = []
+    look_up(resolver, "mc1").addCallback(found.append)
+    AtOnce.trouble = trouble
+    look_up(resolver, "mc1").addCallback(found.append)
+    clock.advance(transports.PATIENCE)
+    assert found == [[one], [one]]
+    assert not clock.getDelayedCalls()
 
 
 @pytest_twisted.ensureDeferred

@@ -17,6 +17,7 @@ from twisted.internet.error import NoRouteError
 from twisted.logger import Logger, globalLogPublisher, textFileLogObserver
 
 from memtunnel.config import load
+from memtunnel.core.breaker import PROBE_INTERVAL, TIMEOUTS_IN_A_ROW
 from memtunnel.core.budget import Budget
 from memtunnel.core.outcomes import Lost, Reason
 from memtunnel.core.request import Request
@@ -29,6 +30,7 @@ from memtunnel.net.turn import Turn
 from memtunnel.net.upstream import (
     FAREWELL,
     HEARTBEAT,
+    PROBE_KEY,
     SILENCE,
     TRANSITIONS,
     State,
@@ -437,7 +439,17 @@ def test_a_version_is_learnt(bench: Bench, version: bytes) -> None:
     "reply",
     [
         binary.answer(Opcode.VERSION, bytes(4), value=value)
-        for value in (b"", b"1.6", b"v1.6.18", b"1.6.18 x", b"1.6.18\n", b"1.6.18" + b"0" * 26)
+        for value in (
+            b"0.1.0",
+            b"256.1.2",
+            b"2024.1.2",
+            b"",
+            b"1.6",
+            b"v1.6.18",
+            b"1.6.18 x",
+            b"1.6.18\n",
+            b"1.6.18" + b"0" * 26,
+        )
     ]
     + [binary.answer(Opcode.VERSION, bytes(4), Status.UNKNOWN_COMMAND, value=b"1.6.18")],
 )
@@ -588,6 +600,22 @@ def test_nothing_is_taken_from_a_lost_connection(bench: Bench) -> None:
 
 
 # Back-pressure
+
+
+def test_a_stalled_server_is_asked_by_the_tunnel_itself(bench: Bench) -> None:
+    bench.make_warm()
+    breaker = bench.server.breaker
+    for _ in range(TIMEOUTS_IN_A_ROW):
+        breaker.timed_out(bench.network.seconds())
+    bench.server.refusing = True
+    bench.peer.asked()
+    bench.pass_time(PROBE_INTERVAL + 0.5)
+    (probe,) = bench.peer.asked()
+    assert (probe.opcode, probe.key) == (Opcode.GET, PROBE_KEY)
+    assert bench.server.refusing
+    bench.peer.says(binary.refusal(Opcode.GET, probe.opaque, Status.NOT_FOUND))
+    bench.network.settle()
+    assert not bench.server.refusing
 
 
 def test_nothing_is_written_while_the_transport_has_enough(bench: Bench) -> None:

@@ -40,7 +40,7 @@ class Router(Protocol):
 def router(hashing: str, names: Sequence[str]) -> Router:
     """The router of `hashing`, one of `HASHINGS`, over the servers with these names in the ring.
 
-    Names are taken as they stand (see `ring_name`); `modula` looks only at their order.
+    Names are taken as they stand; `modula` looks only at their order.
     Raises ValueError for an unknown hashing, for no names, and for a name that comes twice.
     """
     if not names:
@@ -57,14 +57,6 @@ def router(hashing: str, names: Sequence[str]) -> Router:
         case "modula":
             return _Modula(len(names))
     raise ValueError(f"unknown hashing {hashing!r}, expected one of {', '.join(HASHINGS)}")
-
-
-def ring_name(entry: str) -> str:
-    """The name in the ring of the server that clients know as `entry`, `host` or `host:port`.
-
-    libmemcached leaves memcached's own port, 11211, out of it.
-    """
-    return entry.removesuffix(":11211")
 
 
 class _Modula:
