@@ -251,6 +251,8 @@ class TunnelService(Service):
 
     def privilegedStartService(self) -> None:
         """Open what has to be opened before anything else: a busy port is told at once."""
+        # Before anybody can see that a port is open, and ask for the end.
+        self._take_signals()
         try:
             self._prepare()
         except (CannotStart, CannotListenError, OSError, ValueError) as problem:
@@ -271,6 +273,7 @@ class TunnelService(Service):
             pool.fill()
         self._loop(self._tick, TICK)
         self._loop(self._tick_clients, CLIENT_TICK)
+        # Once more: the reactor takes them for itself when it starts to run.
         self._reactor.callWhenRunning(self._take_signals)
 
     def _tell(self, words: str) -> None:
