@@ -45,8 +45,8 @@ class Request:
     clock; `sent` is 0 until the frame was handed to a transport.
     """
 
-    # A plain class, not a dataclass: one is made for every frame, and this form takes
-    # 0.45 µs where a slotted dataclass takes 0.64.
+    # A plain class, not a dataclass: one is made for every frame (0.19 µs), and two of its slots
+    # stay empty where the answer need not wait.
     __slots__ = (
         "answer",
         "arrived",

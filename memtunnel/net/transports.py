@@ -115,8 +115,9 @@ def read_directly(reactor: Any) -> None:
     """Let an epoll reactor call accepted connections without a log context for each event.
 
     Twisted makes one (two dictionaries and six calls) for every read, so that what a protocol
-    logs bears its name; our log lines bear their own. Takes 16.7 to 14 µs off a request with
-    200 clients. All but plain reads, and other reactors, go Twisted's way.
+    logs bears its name; our log lines bear their own. Without one, a request of one of 200
+    clients costs 12.8 µs of CPU in place of 15.5. All but plain reads, and other reactors, go
+    Twisted's way.
     """
     if not isinstance(reactor, EPollReactor):
         return
