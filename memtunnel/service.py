@@ -313,7 +313,7 @@ class TunnelService(Service):
             "memtunnel {version}: {where} to {servers}; metrics on {metrics}",
             version=__version__,
             where=where,
-            servers=", ".join(f"{server.host}:{server.port}" for server in servers),
+            servers=", ".join(server.address for server in self.tunnel.servers),
             metrics=address_of(self._admin_port),
         )
         if self._demo is not None:

@@ -23,6 +23,7 @@ from memtunnel.wire.binary import (
     Opcode,
     Status,
     answer,
+    key_of,
     refusal,
 )
 
@@ -170,7 +171,7 @@ class Answers:
         key = b""
         frame = request.frame
         if frame is not None and LOUD[request.opcode] in (Opcode.GETK, Opcode.GATK):
-            key = frame[HEADER_LENGTH + frame[4] :]
+            key = key_of(frame)
         self._degrade(request, key, reason, now)
 
     def growing(self, request: Request, size: int) -> None:
@@ -209,9 +210,7 @@ class Answers:
             return
         hit = request.answer
         assert hit is not None
-        start = HEADER_LENGTH + hit[4]
-        key = hit[start : start + int.from_bytes(hit[2:4], "big")]
-        reply = degraded(request.opcode, request.opaque, key, as_error=False)
+        reply = degraded(request.opcode, request.opaque, key_of(hit), as_error=False)
         saved = len(hit) - len(reply)
         self._stored -= saved
         self.tunnel.budget.used -= saved

@@ -34,6 +34,7 @@ from memtunnel.wire.binary import (
     Rule,
     Status,
     answer,
+    key_of,
     split,
 )
 from memtunnel.wire.binary import (
@@ -440,9 +441,7 @@ class Session(Answers):
         assert frame is not None
         if not self.tunnel.policy.failover:
             return False
-        start = HEADER_LENGTH + frame[4]
-        key = frame[start : start + int.from_bytes(frame[2:4], "big")]
-        for index in self.tunnel.router.order_of(key):
+        for index in self.tunnel.router.order_of(key_of(frame)):
             if not self.tunnel.servers[index].refusing:
                 lane.server.counts.failovers += 1
                 request.lane = self._open_lane(index)

@@ -53,11 +53,11 @@ class Pool:
         random: Random,
         log: Logger,
     ) -> None:
-        self._target = target
+        self.target = target
         self.server = server
         self._tunnel = tunnel
         self._counts = counts
-        self._size = size
+        self.size = size
         self._reactor = reactor
         self._turn = turn
         self._random = random
@@ -74,14 +74,6 @@ class Pool:
         """All connections that are not lost, the oldest first."""
         self.last_lost = ""
         """Why the last connection was lost or not made, for the status."""
-
-    @property
-    def target(self) -> Target:
-        return self._target
-
-    @property
-    def size(self) -> int:
-        return self._size
 
     def count(self, *states: State) -> int:
         """How many connections are in one of these states."""
@@ -101,7 +93,7 @@ class Pool:
             upstream.state is State.WARM and now >= upstream.retires for upstream in self.upstreams
         )
         under_way = self.count(State.DIALLING, State.HANDSHAKE, State.LOGIN, State.PROBE)
-        missing = self._size + ageing - warm - under_way
+        missing = self.size + ageing - warm - under_way
         while missing > 0 and under_way < self._pacing.at_once:
             wait = self._pacing.not_before - now
             if wait > 0:
@@ -138,7 +130,7 @@ class Pool:
             self._log.info("{server}: warm", server=self.server.name)
         self.server.add(upstream.mux, now)
         # Made before broken: the replacement is there, the oldest goes.
-        if self.count(State.WARM) > self._size:
+        if self.count(State.WARM) > self.size:
             candidates = (one for one in self.upstreams if one.state is State.WARM)
             min(candidates, key=lambda one: one.retires).drain()
         self.fill()
@@ -167,7 +159,7 @@ class Pool:
 
     def _dial(self) -> None:
         upstream = Upstream(
-            self._target,
+            self.target,
             self.server,
             self._tunnel,
             self,
@@ -197,7 +189,7 @@ class Pool:
             lost=str(lost),
             words=f" ({words})" if words else "",
             warm=self.count(State.WARM),
-            size=self._size,
+            size=self.size,
         )
         if not upstream.was_warm:
             self._said = (lost, now)

@@ -136,7 +136,8 @@ class Upstream(Protocol):
         self._attempt: Deferred[Any] | None = None
         self._deadline: Any = None
         self._paused = False
-        self._was_warm = False
+        self.was_warm = False
+        """Whether it ever carried requests."""
         self.state = State.DIALLING
         self.certificate: x509.Certificate | None = None
         self.tls_version = ""
@@ -233,7 +234,7 @@ class Upstream(Protocol):
                 raise Distrust(Lost.LOGIN_LOST)
             self._phase("probe")
             self._move(State.WARM)
-            self._was_warm = True
+            self.was_warm = True
             self.warm_since = now
             self._stop_clock()
             self._keeper.connection_warm(self)
@@ -380,11 +381,6 @@ class Upstream(Protocol):
     def _stop_clock(self) -> None:
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
-
-    @property
-    def was_warm(self) -> bool:
-        """Whether it ever carried requests."""
-        return self._was_warm
 
     def _move(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"

@@ -221,6 +221,12 @@ def refusal(opcode: int, opaque: bytes, status: int) -> bytes:
     return answer(opcode, opaque, status, value=STATUS_TEXT[status])
 
 
+def key_of(frame: bytes) -> bytes:
+    """The key of one whole frame, request or answer."""
+    start = HEADER_LENGTH + frame[4]
+    return frame[start : start + int.from_bytes(frame[2:4], "big")]
+
+
 def pieces(frames: bytes, longest: int) -> Iterator[bytes]:
     """Cut a run of whole requests between them, into pieces of at most `longest` bytes.
 
