@@ -29,12 +29,17 @@ from twisted.internet.ssl import (
     trustRootFromCertificates,
 )
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from memtunnel.core.outcomes import Lost
 
 _PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+#: Bytes of a TLS record's header, whose last two count the rest, and of the most it can carry.
+RECORD_HEADER: Final = 5
+RECORD: Final = 16 * 1024
 
 _DATES: Final = {9: "is not valid yet", 10: "has expired"}
 #: OpenSSL's X509_V_ERR codes that people meet, in words.
@@ -257,15 +262,43 @@ def key_digest(certificate: x509.Certificate) -> bytes:
 
 
 class TLSConnection(TLSMemoryBIOProtocol):
-    """TLS that tells its protocol when all records of a read were delivered (`readEnded`).
+    """TLS that delivers all records of a read together.
 
-    Plain TLS delivers record by record; answers written after each would be split over as many
-    system calls.
+    Plain TLS delivers record by record, and a server may give each answer one of its own:
+    answers would be matched one by one, and written to a client with as many system calls.
     """
 
-    def dataReceived(self, bytes: bytes) -> None:
-        super().dataReceived(bytes)  # type: ignore[no-untyped-call]
-        self.wrappedProtocol.readEnded()
+    wrappedProtocol: Any
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self._handshakeDone or self._appSendBuffer:
+            super().dataReceived(data)  # type: ignore[no-untyped-call]
+            return
+        connection = self._tlsConnection
+        connection.bio_write(data)
+        records: list[bytes] = []
+        failure: Failure | None = None
+        # Of a read that is just one record, nothing is left in OpenSSL once it has been read:
+        # to be told so costs an exception.
+        alone = len(data) == RECORD_HEADER + int.from_bytes(data[3:5], "big")
+        try:
+            while not (alone and records):
+                records.append(connection.recv(RECORD))
+        except SSL.WantReadError:
+            pass
+        except SSL.Error:
+            failure = Failure()
+        if records and not self._aborted:
+            self.wrappedProtocol.dataReceived(b"".join(records))
+        if failure is not None and not self._lostTLSConnection:
+            closed = failure.check(SSL.ZeroReturnError)
+            if closed:
+                self._shutdownTLS()  # type: ignore[no-untyped-call]
+            self._tlsShutdownFinished(None if closed else failure)  # type: ignore[no-untyped-call]
+        elif not records:
+            # Only TLS itself has spoken, and may want to answer. To find out costs an exception:
+            # next to data, its answer goes out with our next write.
+            self._flushSendBIO()  # type: ignore[no-untyped-call]
 
 
 class TLSFactory(TLSMemoryBIOFactory):

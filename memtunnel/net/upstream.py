@@ -294,9 +294,7 @@ class Upstream(Protocol):
                 self._server.answered()
         except Distrust as distrust:
             self._lose(distrust.lost, kind=distrust.kind or "")
-
-    def readEnded(self) -> None:
-        """All records of a read were delivered: each client gets one write."""
+        # Each client gets one write for all that this read brought.
         self._tunnel.flush()
 
     def pauseProducing(self) -> None:
