@@ -50,9 +50,10 @@ from memtunnel.core.routing import router
 from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Policy, Tunnel
 from memtunnel.net.downstream import LINGER, Listener
+from memtunnel.net.loop import drive
 from memtunnel.net.pool import Pool
 from memtunnel.net.tls import Expectation, load_roots, make_context, words_of
-from memtunnel.net.transports import Resolver, SendAtOnceReactor, read_directly
+from memtunnel.net.transports import Resolver, SendAtOnceReactor
 from memtunnel.net.turn import Turn
 from memtunnel.net.upstream import Target
 from memtunnel.ops import admin
@@ -179,8 +180,9 @@ def makeService(options: Options) -> Service:
         raise SystemExit(0)
     foreground = options.parent is None or bool(options.parent.get("nodaemon"))
     keep_monotonic_time(reactor)
-    read_directly(reactor)
-    return TunnelService(config, reactor, roots, foreground=foreground, terminal=_terminal())
+    turn = Turn(reactor)
+    drive(reactor, turn)
+    return TunnelService(config, reactor, roots, turn, foreground=foreground, terminal=_terminal())
 
 
 def _terminal() -> int | None:
@@ -213,6 +215,7 @@ class TunnelService(Service):
         config: Config,
         reactor: Any,
         roots: list[Certificate] | None = None,
+        turn: Turn | None = None,
         *,
         foreground: bool = True,
         terminal: int | None = None,
@@ -222,6 +225,7 @@ class TunnelService(Service):
         self._log = Logger(namespace="memtunnel")
         self._foreground = foreground
         self._reactor = reactor
+        self._turn = Turn(reactor) if turn is None else turn
         self._demo: Any = None
         """The embedded server, with --demo."""
         self._terminal = terminal
@@ -330,7 +334,6 @@ class TunnelService(Service):
         roots: list[Any] | None,
     ) -> None:
         config = self.config
-        self._turn = Turn(self._reactor)
         resolver = Resolver(self._reactor)
         self._eager = SendAtOnceReactor(self._reactor, resolver)
         counts = [self.metrics.server(server.name) for server in servers]

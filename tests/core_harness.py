@@ -219,6 +219,8 @@ class AllCounts:
 
 @dataclass
 class ListenerCounts:
+    received_bytes: int = 0
+    sent_bytes: int = 0
     logins: dict[str, int] = field(default_factory=dict)
     protocol_errors: dict[str, int] = field(default_factory=dict)
 
@@ -244,10 +246,10 @@ class Client:
 
     def flush(self) -> None:
         session = self.session
-        if session.out and not session.gone:
+        data = session.take()
+        if data:
             assert not self.closed, "an answer after the close"
-            self.received += b"".join(session.out)
-            session.out.clear()
+            self.received += data
             self.writes += 1
         if session.finished:
             self.closed = True

@@ -110,14 +110,18 @@ class Transport:
         """There is no kernel here that could hold something back."""
 
     def write(self, data: bytes) -> None:
+        self.send(data)
+
+    def send(self, data: bytes) -> bool:
         if not self.connected or self.finished:
-            return
+            return False
         self.writes.append(data)
         self._unsent += data
         self._take()
         if self._producer is not None and len(self._unsent) > self._high_water:
             self._producer_paused = True
             self._producer.pauseProducing()
+        return not self._unsent
 
     def writeSequence(self, parts: list[bytes]) -> None:
         self.write(b"".join(parts))

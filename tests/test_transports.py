@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from memtunnel.net import transports
+from memtunnel.net.loop import drive
 from memtunnel.net.transports import (
     BACKLOG,
     Client,
@@ -33,9 +34,9 @@ from memtunnel.net.transports import (
     SendAtOnceReactor,
     UnixServer,
     addresses_of,
-    read_directly,
 )
 from memtunnel.net.transports import Server as TCPServer
+from memtunnel.net.turn import Turn
 
 PATIENCE = 10.0
 LARGE = 8 * 1024 * 1024
@@ -506,7 +507,7 @@ async def test_an_endpoint_uses_the_resolver(
 def epoll() -> Iterator[EPollReactor]:
     """A reactor of this test's own, which it turns by hand."""
     reactor = EPollReactor()
-    read_directly(reactor)
+    drive(reactor, Turn(reactor))
     yield reactor
     for reader in reactor.removeAll():
         reader.connectionLost(Failure(error.ConnectionDone()))
@@ -608,6 +609,6 @@ def test_one_that_goes_in_the_same_turn_is_passed_over(epoll: EPollReactor) -> N
 def test_other_reactors_stay_as_they_are() -> None:
     reactor = SelectReactor()
     before = reactor.doIteration
-    read_directly(reactor)
+    drive(reactor, Turn(reactor))
     assert reactor.doIteration == before
     reactor.removeAll()

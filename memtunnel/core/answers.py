@@ -45,16 +45,26 @@ class Client(Protocol):
     """The connection of a session."""
 
     def flush(self) -> None:
-        """Write the session's `out`; close if it is `finished`."""
+        """Write what `take` returns; close if the session is `finished`."""
 
     def notice(self, what: str) -> None:
         """The client did what its owner should hear of: ``text`` or ``login_refused``."""
 
 
+class ListenerCounts(Protocol):
+    """What is counted for a listener; `ops.metrics` has the real one."""
+
+    received_bytes: int
+    sent_bytes: int
+    logins: dict[str, int]
+    protocol_errors: dict[str, int]
+
+
 class Answers:
-    """The base of a session: `client` is where answers go."""
+    """The base of a session: `client` is where answers go, `counts` those of its listener."""
 
     __slots__ = (
+        "_counts",
         "_owed",
         "_stored",
         "choked",
@@ -67,14 +77,15 @@ class Answers:
         "unread",
     )
 
-    def __init__(self, tunnel: Tunnel, client: Client) -> None:
+    def __init__(self, tunnel: Tunnel, counts: ListenerCounts, client: Client) -> None:
         self.tunnel = tunnel
+        self._counts = counts
         self.client = client
         self._owed: deque[Request] = deque()
         self.owed_bytes = 0
         """Bytes of the requests in `_owed`, and of those of their answers that are coming."""
         self.out: list[bytes] = []
-        """What is to be written to the client at the end of this event."""
+        """What is to be written to the client at the end of this event; see `take`."""
         self._stored = 0
         """Bytes of answers that wait for earlier ones."""
         self.finishing = False
@@ -98,6 +109,16 @@ class Answers:
             len(self._owed) >= FULL_REQUESTS
             or self.owed_bytes + self.unread + self._stored >= FULL_BYTES
         )
+
+    def take(self) -> bytes:
+        """The bytes to write to the client now."""
+        out = self.out
+        if not out or self.gone:
+            return b""
+        data = b"".join(out)
+        out.clear()
+        self._counts.sent_bytes += len(data)
+        return data
 
     def _slot(self, opcode: int, opaque: bytes, now: float) -> Request:
         """A request's place in the order, for one that goes to no server by itself."""

@@ -1,7 +1,7 @@
 """Deadlines of requests, without a timer for each.
 
 The base timeout is the same for all, so the order of arrival is the order of deadlines: a
-queue with one entry per read of a client, and a sweep that looks at its head. The few whose
+queue with one entry per time of arrival, and a sweep that looks at its head. The few whose
 deadline lies elsewhere (large frames, or frames that were held back) are kept in a heap.
 """
 
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
+from math import inf
 from typing import Final
 
 from memtunnel.core.request import Request
@@ -49,11 +50,14 @@ class Deadlines:
         """Watch requests that arrived together."""
         if not (self._queue or self._late):
             self._wake()
-        if self._queue and arrived < self._queue[-1][0]:
+        last = self._queue[-1][0] if self._queue else -inf
+        if arrived > last:
+            self._queue.append((arrived, requests))
+        elif arrived == last:
+            self._queue[-1][1].extend(requests)
+        else:
             for request in requests:
                 self._postpone(request)
-        else:
-            self._queue.append((arrived, requests))
 
     def due(self, request: Request) -> float:
         """When a request has to be answered."""

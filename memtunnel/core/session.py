@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from memtunnel.core.answers import FULL_REQUESTS, HIT, Answers, Client
+from memtunnel.core.answers import FULL_REQUESTS, HIT, Answers, Client, ListenerCounts
 from memtunnel.core.gather import FlushGather, Gather, StatGather, TooLargeGather, sequence
 from memtunnel.core.intake import Intake
 from memtunnel.core.lane import Lane
@@ -71,19 +71,11 @@ _KEYED: Final = tuple(
 )
 
 
-class ListenerCounts(Protocol):
-    """What is counted for a listener; `ops.metrics` has the real one."""
-
-    logins: dict[str, int]
-    protocol_errors: dict[str, int]
-
-
 class Session(Answers):
     """`client` is where its answers go, `counts` those of its listener."""
 
     __slots__ = (
         "_begun",
-        "_counts",
         "_held_at",
         "_lanes",
         "_trusted",
@@ -93,8 +85,7 @@ class Session(Answers):
     )
 
     def __init__(self, tunnel: Tunnel, counts: ListenerCounts, client: Client) -> None:
-        super().__init__(tunnel, client)
-        self._counts = counts
+        super().__init__(tunnel, counts, client)
         self._lanes: list[Lane | None] = [None] * len(tunnel.servers)
         self._begun = False
         self._trusted = not tunnel.policy.login_required
@@ -110,9 +101,10 @@ class Session(Answers):
     def receive(self, data: bytes, now: float) -> bool:
         """Take what the client sent.
 
-        Returns whether the client needs a look: it will send more before it gets an answer, or
-        should not be read from now.
+        Returns whether its connection has something to do now: somebody has answers to be
+        written, the client will send more before it gets one, or should not be read from.
         """
+        self._counts.received_bytes += len(data)
         if self.finishing:
             return False
         if not self._begun:
@@ -122,7 +114,7 @@ class Session(Answers):
                 self.client.notice("text")
                 self.out.append(b"ERROR\r\n")
                 self.finish()
-                return False
+                return True
         if self.held:
             self._hold(data)
             return True
@@ -133,7 +125,8 @@ class Session(Answers):
         if data:
             self._parse(data, now)
         return bool(
-            self.intake.since
+            self.tunnel.ready
+            or self.intake.since
             or self.awaits_more
             or self.held
             or self.owed_bytes >= FULL_REQUESTS * HEADER_LENGTH

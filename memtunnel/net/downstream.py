@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from memtunnel.core.answers import CHOKED_BYTES
+from memtunnel.core.answers import ListenerCounts as SessionCounts
 from memtunnel.core.session import Session
 from memtunnel.core.tunnel import Tunnel
 from memtunnel.net.turn import Turn
@@ -39,16 +40,12 @@ _NOTICES: Final = {
 }
 
 
-class ListenerCounts(Interface):
+class ListenerCounts(SessionCounts, Interface):
     """What is counted for a listener; `ops.metrics` has the real one."""
 
     opened: int
     connections: int
-    received_bytes: int
-    sent_bytes: int
     rejected: dict[str, int]
-    logins: dict[str, int]
-    protocol_errors: dict[str, int]
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -89,33 +86,30 @@ class Downstream(Protocol):
         self.transport.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
-        self._counts.received_bytes += len(data)
-        if self._closing:
-            return  # read and discarded: a close with unread input would cut the answer short
-        session = self.session
-        if session.receive(data, self._seconds()):
-            if session.awaits_more or session.intake.since:
-                self._acknowledge()
-            if session.held or session.full:
-                self._hold()
-        if self._tunnel.ready:
-            self._tunnel.flush()
+        # What comes after the end is read and discarded: a close with unread input would cut
+        # the answer short.
+        if self.session.receive(data, self._turn.now):
+            self._look()
 
     def flush(self) -> None:
         """Write what the session has for its client, and see what follows from it."""
         session = self.session
-        out = session.out
-        if out and not session.gone:
-            data = b"".join(out)
-            out.clear()
-            self._counts.sent_bytes += len(data)
-            self.transport.write(data)
-            if self.transport.unsent or session.unread:
-                self._note_unread()
+        data = session.take()
+        if data and (not self.transport.send(data) or session.unread):
+            self._note_unread()
         if self.paused:
             self._go_on()
         if session.finishing and session.finished and not self._closing and not session.gone:
             self._close()
+
+    def _look(self) -> None:
+        """See to it that the client sends on, or does not, and that answers are written."""
+        session = self.session
+        if session.awaits_more or session.intake.since:
+            self._acknowledge()
+        if session.held or session.full:
+            self._hold()
+        self._tunnel.flush()
 
     def notice(self, what: str) -> None:
         self._listener.notice(what)

@@ -11,12 +11,10 @@ the reactor's buffer. Endpoints and all that is above stay ordinary Twisted:
 import socket
 import threading
 from collections.abc import Sequence
-from select import EPOLLIN
-from typing import Any
+from typing import Any, Final
 
-from twisted.internet import tcp, unix
+from twisted.internet import main, tcp, unix
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.interfaces import (
     IHostnameResolver,
     IHostResolution,
@@ -26,18 +24,19 @@ from twisted.internet.interfaces import (
     IReactorTime,
     IReactorUNIX,
 )
-from twisted.python import log
 from zope.interface import implementer
 
 #: The shortest queue of connections that wait to be accepted: prefork workers and web requests
 #: of PHP come in crowds.
 BACKLOG = 1024
+#: Bytes that are read at one time.
+READ: Final = 64 * 1024
 #: Seconds that a lookup may take before the last good addresses are used, if there are any.
 PATIENCE = 1.0
 
 
-class _SendAtOnce:
-    """Mixed into a `FileDescriptor`: `write` sends what the kernel takes now.
+class SendAtOnce:
+    """Mixed into a `Connection`: `write` sends what the kernel takes now.
 
     It never calls out. An error is not acted upon: the bytes are left to the reactor, whose
     own attempt meets the same error in the next turn, where `connectionLost` cannot run in the
@@ -49,8 +48,7 @@ class _SendAtOnce:
     connected: int
     disconnecting: int
     socket: socket.socket
-    SEND_LIMIT: int
-    doRead: Any
+    protocol: Any
     _tempDataLen: int
     _writeDisconnected: bool
     _writeDisconnecting: bool
@@ -65,7 +63,21 @@ class _SendAtOnce:
         # What it returns at the end of the stream, the reactor will find out once more.
         self.doRead()
 
+    def doRead(self) -> Any:
+        try:
+            data = self.socket.recv(READ)
+        except OSError as problem:
+            return None if isinstance(problem, BlockingIOError) else main.CONNECTION_LOST
+        if not data:
+            return main.CONNECTION_DONE
+        self.protocol.dataReceived(data)
+        return None
+
     def write(self, data: bytes) -> None:
+        self.send(data)
+
+    def send(self, data: bytes) -> bool:
+        """Write, and return whether the kernel took it all."""
         if (
             self.connected
             and not self.dataBuffer
@@ -80,20 +92,21 @@ class _SendAtOnce:
             except OSError:
                 sent = 0
             if sent == len(data):
-                return
+                return True
             data = data[sent:]
         super().write(data)  # type: ignore[misc]
+        return False
 
 
-class Server(_SendAtOnce, tcp.Server):
+class Server(SendAtOnce, tcp.Server):
     """An accepted TCP connection."""
 
 
-class UnixServer(_SendAtOnce, unix.Server):
+class UnixServer(SendAtOnce, unix.Server):
     """An accepted connection of a unix socket."""
 
 
-class Client(_SendAtOnce, tcp.Client):
+class Client(SendAtOnce, tcp.Client):
     """A dialled TCP connection."""
 
 
@@ -109,37 +122,6 @@ class Connector(tcp.Connector):
     def _makeTransport(self) -> Client:
         where = (self.host, self.port, self.bindAddress)
         return Client(*where, self, self.reactor)  # type: ignore[no-untyped-call]
-
-
-def read_directly(reactor: Any) -> None:
-    """Let an epoll reactor call accepted connections without a log context for each event.
-
-    Twisted makes one (two dictionaries and six calls) for every read, so that what a protocol
-    logs bears its name; our log lines bear their own. Without one, a request of one of 200
-    clients costs 12.8 µs of CPU in place of 15.5. All but plain reads, and other reactors, go
-    Twisted's way.
-    """
-    if not isinstance(reactor, EPollReactor):
-        return
-    selectables = reactor._selectables
-    poll = reactor._poller.poll
-
-    def do_iteration(timeout: float | None) -> None:
-        for fd, event in poll(-1 if timeout is None else timeout, len(selectables)):
-            selectable = selectables.get(fd)
-            if event == EPOLLIN and selectable.__class__ is Server:
-                why: Exception | None
-                try:
-                    why = selectable.doRead()
-                except Exception as problem:
-                    log.err()
-                    why = problem
-                if why:
-                    reactor._disconnectSelectable(selectable, why, True)
-            elif selectable is not None:
-                log.callWithLogger(selectable, reactor._doReadOrWrite, selectable, fd, event)
-
-    reactor.doIteration = do_iteration  # type: ignore[method-assign]
 
 
 @implementer(IReactorTCP, IReactorUNIX, IReactorSocket, IReactorTime, IReactorPluggableNameResolver)

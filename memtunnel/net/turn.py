@@ -11,23 +11,34 @@ _log = Logger(namespace="memtunnel")
 class Turn:
     """Calls back once, after all that is readable now was read.
 
-    One timer for all: many clients' requests of one turn become one write per connection.
+    Many clients' requests of one turn become one write per connection. `run` is called by a
+    timer, or by the loop itself where that is ours (`driven`, see `net.loop`).
     """
 
-    __slots__ = ("_calls", "_reactor")
+    __slots__ = ("_reactor", "began", "calls", "driven")
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._calls: list[Callable[[], None]] = []
+        self.calls: list[Callable[[], None]] = []
+        """What is left to do."""
+        self.driven = False
+        self.began = 0.0
+        """When this turn's events were taken from the kernel; 0 outside of a driven turn."""
+
+    @property
+    def now(self) -> float:
+        """When what is read in this turn arrived, in seconds of the monotonic clock."""
+        return self.began or self._reactor.seconds()
 
     def at_end(self, call: Callable[[], None]) -> None:
         """Call `call` at the end of this turn."""
-        if not self._calls:
-            self._reactor.callLater(0, self._run)
-        self._calls.append(call)
+        if not self.calls and not self.driven:
+            self._reactor.callLater(0, self.run)
+        self.calls.append(call)
 
-    def _run(self) -> None:
-        calls, self._calls = self._calls, []
+    def run(self) -> None:
+        """The turn ends. What is added meanwhile is left to the next."""
+        calls, self.calls = self.calls, []
         for call in calls:
             try:
                 call()
