@@ -358,7 +358,8 @@ class Connection(Protocol):
             return swallowed
         if available < binary.HEADER_LENGTH:
             return 0
-        magic, opcode, keys, extras, body = binary.REQUEST_HEADER.unpack_from(buffer, position)
+        head = bytes(buffer[position : position + binary.HEADER_LENGTH])
+        magic, opcode, keys, extras, body = binary.unpack_request(head, 0)
         if magic != binary.REQUEST_MAGIC:
             self._closing = True
             return 0

@@ -13,7 +13,6 @@ from memtunnel.core.request import Request
 from memtunnel.wire.binary import (
     HEADER_LENGTH,
     LOUD,
-    OPAQUE,
     RULES,
     Frame,
     Opcode,
@@ -103,7 +102,7 @@ def ask(
     arrived: float = 1.0,
 ) -> Request:
     """A whole request as a session makes it: `key` is four bytes long, and its opaque too."""
-    assert len(key) == OPAQUE.size
+    assert len(key) == 4
     rule = RULES[opcode]
     assert rule is not None
     frame = request(

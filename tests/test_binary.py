@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtunnel.wire.binary import (
-    ANSWER_HEADER,
     ANSWER_MAGIC,
     BODYLESS,
     GETS,
@@ -19,7 +18,6 @@ from memtunnel.wire.binary import (
     LOUD,
     QUIET,
     READS,
-    REQUEST_HEADER,
     REQUEST_MAGIC,
     RULES,
     STATUS_TEXT,
@@ -30,6 +28,8 @@ from memtunnel.wire.binary import (
     refusal,
     request,
     split,
+    unpack_answer,
+    unpack_request,
 )
 
 FLAGS = bytes.fromhex("deadbeef")
@@ -159,9 +159,9 @@ def test_headers_unpack_to_what_was_sent(frame: Frame) -> None:
     data = encoded(frame)
     body = len(data) - HEADER_LENGTH
     lengths = len(frame.key), len(frame.extras)
-    magic, opcode, keys, extras, size = REQUEST_HEADER.unpack_from(data)
+    magic, opcode, keys, extras, size = unpack_request(data, 0)
     assert (magic, opcode, keys, extras, size) == (frame.magic, frame.opcode, *lengths, body)
-    magic, opcode, keys, extras, status, size, opaque = ANSWER_HEADER.unpack_from(data)
+    magic, opcode, keys, extras, status, size, opaque = unpack_answer(data, 0)
     assert (magic, opcode, keys, extras) == (frame.magic, frame.opcode, *lengths)
     assert (status, size, opaque.to_bytes(4, "big")) == (frame.status, body, frame.opaque)
 

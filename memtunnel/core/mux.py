@@ -12,15 +12,15 @@ from typing import Final
 from memtunnel.core.outcomes import Desync, Distrust, Lost, Reason
 from memtunnel.core.request import Request
 from memtunnel.wire.binary import (
-    ANSWER_HEADER,
     ANSWER_MAGIC,
     GETS,
     HEADER_LENGTH,
     LOUD,
-    OPAQUE,
     READS,
     Opcode,
     Status,
+    pack_opaque,
+    unpack_answer,
 )
 
 #: Requests that one connection may carry, tombstones included.
@@ -34,6 +34,9 @@ MAX_BODY: Final = 64 * 1024 * 1024
 MAX_OTHER: Final = 64 * 1024
 
 _MASK: Final = 0xFFFFFFFF
+# Plain numbers: every answer is compared with them, and a member of an enum is looked up.
+_STAT: Final = int(Opcode.STAT)
+_AUTH_FAILED: Final = int(Status.AUTH_FAILED)
 #: Commands that any login may use: told 0x20, the connection is no longer logged in.
 _LOGIN_PROOF: Final = GETS | {Opcode.NOOP}
 
@@ -110,7 +113,6 @@ class Multiplexer:
         self.unsent_bytes = 0
         entries = self._entries
         opaque = self._next
-        pack = OPAQUE.pack
         parts: list[bytes] = []
         for request in unsent:
             if request.mux is not self:
@@ -122,7 +124,7 @@ class Multiplexer:
             request.sent = now
             frame = request.frame
             assert frame is not None
-            parts += (frame[:12], pack(opaque), frame[16:])
+            parts += (frame[:12], pack_opaque(opaque), frame[16:])
             opaque = (opaque + 1) & _MASK
             if LOUD[request.opcode] not in GETS:
                 request.frame = None
@@ -146,12 +148,11 @@ class Multiplexer:
             data = bytes(self._buffer)
             self._buffer.clear()
         entries = self._entries
-        unpack = ANSWER_HEADER.unpack_from
         answered = 0
         position = 0
         end = len(data)
         while end - position >= HEADER_LENGTH:
-            magic, opcode, keys, extras, status, body, opaque = unpack(data, position)
+            magic, opcode, keys, extras, status, body, opaque = unpack_answer(data, position)
             if magic != ANSWER_MAGIC:
                 raise Distrust(Lost.DESYNC, Desync.MAGIC)
             if keys + extras > body or body > MAX_BODY:
@@ -161,7 +162,7 @@ class Multiplexer:
                 raise Distrust(Lost.DESYNC, Desync.OPAQUE)
             if LOUD[request.opcode] != opcode:
                 raise Distrust(Lost.DESYNC, Desync.OPCODE)
-            if status == Status.AUTH_FAILED and opcode in _LOGIN_PROOF:
+            if status == _AUTH_FAILED and opcode in _LOGIN_PROOF:
                 raise Distrust(Lost.LOGIN_LOST)
             stop = position + HEADER_LENGTH + body
             owner = request.owner
@@ -172,7 +173,7 @@ class Multiplexer:
                     owner.growing(request, body)
                 self._needed = stop - position
                 break
-            if opcode != Opcode.STAT or not body or status:
+            if opcode != _STAT or not body or status:
                 del entries[opaque]
                 self.load -= 1
                 lane = request.lane
@@ -189,7 +190,7 @@ class Multiplexer:
                     owner.failed(request, Reason.TOO_LARGE, now)
                 else:
                     owner.answered(request, status, data, position, stop, now)
-                if lane is not None and status < Status.AUTH_FAILED and opcode != Opcode.STAT:
+                if lane is not None and status < _AUTH_FAILED and opcode != _STAT:
                     answered += 1
             if lane is not None and lane.waiting and not lane.in_flight:
                 lane.resume(now)

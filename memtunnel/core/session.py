@@ -26,7 +26,6 @@ from memtunnel.wire.binary import (
     OPCODE_BYTE,
     QUIET,
     READS,
-    REQUEST_HEADER,
     REQUEST_MAGIC,
     RULES,
     STATUS_TEXT,
@@ -36,6 +35,7 @@ from memtunnel.wire.binary import (
     answer,
     key_of,
     split,
+    unpack_request,
 )
 from memtunnel.wire.binary import (
     request as request_frame,
@@ -164,7 +164,6 @@ class Session(Answers):
         return data
 
     def _parse(self, data: bytes, now: float) -> None:
-        unpack = REQUEST_HEADER.unpack_from
         owed = self._owed
         batch: list[Request] = []
         longest = self.tunnel.policy.max_value_size
@@ -178,7 +177,7 @@ class Session(Answers):
                 self._held_at = now
                 break
             frames += 1
-            magic, opcode, keys, extras, body = unpack(data, position)
+            magic, opcode, keys, extras, body = unpack_request(data, position)
             shape = _KEYED[opcode]
             stop = position + HEADER_LENGTH + body
             value = body - extras - keys
@@ -244,9 +243,9 @@ class Session(Answers):
 
         Returns the position behind it, or None where `data` ends inside it.
         """
-        magic, opcode, keys, extras, body = REQUEST_HEADER.unpack_from(data, position)
+        magic, opcode, keys, extras, body = unpack_request(data, position)
         opaque = data[position + 12 : position + 16]
-        stop: int = position + HEADER_LENGTH + body
+        stop = position + HEADER_LENGTH + body
         end = len(data)
         if magic != REQUEST_MAGIC:
             self._protocol_error("magic")

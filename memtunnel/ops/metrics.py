@@ -23,11 +23,11 @@ from memtunnel.wire.binary import LOUD, Opcode
 #: Name of the server that stands for what the tunnel answers itself.
 LOCAL: Final = "local"
 #: Upper edges in seconds: most requests take a quarter of a millisecond.
-REQUEST_BOUNDS: Final = (
+REQUEST_BOUNDS: Final[tuple[float, ...]] = (
     0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075,
     0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 )  # fmt: skip
-CONNECT_BOUNDS: Final = (
+CONNECT_BOUNDS: Final[tuple[float, ...]] = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 #: What a connection goes through before it is warm.
@@ -92,7 +92,14 @@ class ServerMetrics:
     """What is counted for one server; whoever owns an event adds to its slot."""
 
     __slots__ = (
+        "_arrived",
         "_by_opcode",
+        "_duration_place",
+        "_now",
+        "_queue_place",
+        "_received",
+        "_sent",
+        "_upstream_place",
         "commands",
         "connect_duration",
         "connects",
@@ -122,6 +129,9 @@ class ServerMetrics:
         self.failovers = 0
         self.sent_bytes = 0
         self.received_bytes = 0
+        # The times of the request that was counted last, and where they belong.
+        self._arrived = self._sent = self._received = self._now = 0.0
+        self._duration_place = self._upstream_place = self._queue_place = 0
 
     def answered(
         self,
@@ -137,22 +147,33 @@ class ServerMetrics:
         The times are seconds of one monotonic clock: complete frame, written upstream (0 for
         never), answer parsed, answer handed to the client's transport.
         """
-        # Written out in place: the calls to `observe` would cost as much as the counting.
+        # Requests of one turn have the same times: they are compared, not looked up again.
+        # Written out in place: calls to `observe` would cost as much as the counting.
+        if (
+            now != self._now
+            or arrived != self._arrived
+            or sent != self._sent
+            or received != self._received
+        ):
+            self._now = now
+            self._arrived = arrived
+            self._sent = sent
+            self._received = received
+            self._duration_place = bisect_left(REQUEST_BOUNDS, now - arrived)
+            self._upstream_place = bisect_left(REQUEST_BOUNDS, received - sent)
+            self._queue_place = bisect_left(REQUEST_BOUNDS, sent - arrived)
         counted = self._by_opcode[command]
         counted.statuses[status] += 1
         histogram = counted.duration
-        seconds = now - arrived
-        histogram.counts[bisect_left(REQUEST_BOUNDS, seconds)] += 1
-        histogram.sum += seconds
+        histogram.counts[self._duration_place] += 1
+        histogram.sum += now - arrived
         if sent > 0.0:
             histogram = self.upstream_duration
-            seconds = received - sent
-            histogram.counts[bisect_left(REQUEST_BOUNDS, seconds)] += 1
-            histogram.sum += seconds
+            histogram.counts[self._upstream_place] += 1
+            histogram.sum += received - sent
             histogram = self.queue_duration
-            seconds = sent - arrived
-            histogram.counts[bisect_left(REQUEST_BOUNDS, seconds)] += 1
-            histogram.sum += seconds
+            histogram.counts[self._queue_place] += 1
+            histogram.sum += sent - arrived
 
     def phase(self, name: str, seconds: float) -> None:
         """A phase of a connection's set-up, one of `PHASES`, took so long."""

@@ -7,13 +7,13 @@ A frame is a 24-byte header and a body of extras, key and value::
 
 This module names the opcodes and statuses, says which requests are well formed (`RULES`),
 maps quiet opcodes to their loud twins (`LOUD`), and builds frames. Those who read a stream
-unpack headers themselves with `REQUEST_HEADER` and `ANSWER_HEADER`: a call per frame would
-cost as much as the unpacking.
+unpack headers themselves with `unpack_request` and `unpack_answer`: a call of ours per frame
+would cost as much as the unpacking.
 
 Source: memcached 1.6.18's `protocol_binary.h` and its answers as measured.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from struct import Struct
 from typing import Final, NamedTuple
@@ -23,12 +23,16 @@ REQUEST_MAGIC: Final = 0x80
 ANSWER_MAGIC: Final = 0x81
 MAX_KEY_LENGTH: Final = 250
 
-#: (magic, opcode, key length, extras length, body length) of a request.
-REQUEST_HEADER: Final = Struct(">BBHB3xI")
-#: (magic, opcode, key length, extras length, status, body length, opaque) of an answer.
-ANSWER_HEADER: Final = Struct(">BBHBxHII")
+#: (magic, opcode, key length, extras length, body length) of the request at an offset.
+unpack_request: Final[Callable[[bytes, int], tuple[int, int, int, int, int]]] = Struct(
+    ">BBHB3xI"
+).unpack_from
+#: (magic, opcode, key length, extras length, status, body length, opaque) of the answer there.
+unpack_answer: Final[Callable[[bytes, int], tuple[int, int, int, int, int, int, int]]] = Struct(
+    ">BBHBxHII"
+).unpack_from
 #: The opaque as it stands in a header, at offset 12.
-OPAQUE: Final = Struct(">I")
+pack_opaque: Final[Callable[[int], bytes]] = Struct(">I").pack
 
 _HEADER: Final = Struct(">BBHBBHI4sQ")
 
@@ -234,7 +238,7 @@ def pieces(frames: bytes, longest: int) -> Iterator[bytes]:
     """
     begin = end = 0
     while end < len(frames):
-        *_, body = REQUEST_HEADER.unpack_from(frames, end)
+        *_, body = unpack_request(frames, end)
         stop = end + HEADER_LENGTH + body
         if stop - begin > longest and end > begin:
             yield frames[begin:end]
