@@ -244,14 +244,15 @@ class Client:
         self.ended = False
         """Whether it has closed its own side."""
 
-    def flush(self) -> None:
-        session = self.session
-        data = session.take()
-        if data:
-            assert not self.closed, "an answer after the close"
-            self.received += data
-            self.writes += 1
-        if session.finished:
+    def write(self, data: bytes) -> bool:
+        assert data
+        assert not self.closed, "an answer after the close"
+        self.received += data
+        self.writes += 1
+        return True
+
+    def look(self) -> None:
+        if self.session.finished:
             self.closed = True
 
     def notice(self, what: str) -> None:

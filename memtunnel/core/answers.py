@@ -44,8 +44,11 @@ _COUNTED: Final = -1
 class Client(Protocol):
     """The connection of a session."""
 
-    def flush(self) -> None:
-        """Write what `take` returns; close if the session is `finished`."""
+    def write(self, data: bytes) -> bool:
+        """Write answers; whether the client has room for more."""
+
+    def look(self) -> None:
+        """Something has changed for a client that does not read, is not read from, or is done."""
 
     def notice(self, what: str) -> None:
         """The client did what its owner should hear of: ``text`` or ``login_refused``."""
@@ -73,6 +76,7 @@ class Answers:
         "gone",
         "out",
         "owed_bytes",
+        "paused",
         "tunnel",
         "unread",
     )
@@ -85,7 +89,7 @@ class Answers:
         self.owed_bytes = 0
         """Bytes of the requests in `_owed`, and of those of their answers that are coming."""
         self.out: list[bytes] = []
-        """What is to be written to the client at the end of this event; see `take`."""
+        """What is to be written to the client at the end of this event."""
         self._stored = 0
         """Bytes of answers that wait for earlier ones."""
         self.finishing = False
@@ -94,6 +98,8 @@ class Answers:
         """The client has left: nothing can be written any more."""
         self.unread = 0
         """Bytes that the client has not read; kept by `client`."""
+        self.paused = False
+        """The client is not read from for now; kept by `client`."""
         self.choked = False
         """So many that hits are answered as misses; kept by `client`."""
 
@@ -110,15 +116,17 @@ class Answers:
             or self.owed_bytes + self.unread + self._stored >= FULL_BYTES
         )
 
-    def take(self) -> bytes:
-        """The bytes to write to the client now."""
+    def flush(self) -> None:
+        """The end of an event: write what it brought, all at once."""
+        room = True
         out = self.out
-        if not out or self.gone:
-            return b""
-        data = b"".join(out)
-        out.clear()
-        self._counts.sent_bytes += len(data)
-        return data
+        if out and not self.gone:
+            data = b"".join(out)
+            out.clear()
+            self._counts.sent_bytes += len(data)
+            room = self.client.write(data)
+        if not room or self.unread or self.paused or self.finishing:
+            self.client.look()
 
     def _slot(self, opcode: int, opaque: bytes, now: float) -> Request:
         """A request's place in the order, for one that goes to no server by itself."""

@@ -93,7 +93,7 @@ class Tunnel:
         while self.ready:
             ready, self.ready = self.ready, []
             for session in ready:
-                session.client.flush()
+                session.flush()
 
     def sweep(self, now: float) -> bool:
         """Settle what is past its deadline. Returns whether there is more to watch."""

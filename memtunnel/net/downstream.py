@@ -61,8 +61,8 @@ class Downstream(Protocol):
         self._turn = listener.turn
         self._seconds = listener.seconds
         self.session = Session(listener.tunnel, listener.counts, self)
-        self.paused = False
-        """Whether we have stopped reading, because the client does not."""
+        self.write: Callable[[bytes], bool]
+        """The transport's own, so that an answer takes no detour."""
         self._ended = False
         """Whether the client has closed its side."""
         self._stopping = False
@@ -77,6 +77,7 @@ class Downstream(Protocol):
         self._unread_since = 0.0
 
     def connectionMade(self) -> None:
+        self.write = self.transport.send
         self._listener.opened(self)
         handle = self.transport.getHandle()
         self._quick = handle.setsockopt if handle.family != socket.AF_UNIX else None
@@ -89,20 +90,19 @@ class Downstream(Protocol):
         # What comes after the end is read and discarded: a close with unread input would cut
         # the answer short.
         if self.session.receive(data, self._turn.now):
-            self._look()
+            self._after_read()
 
-    def flush(self) -> None:
-        """Write what the session has for its client, and see what follows from it."""
+    def look(self) -> None:
+        """See what follows from what was written, or needs no answer any more."""
         session = self.session
-        data = session.take()
-        if data and (not self.transport.send(data) or session.unread):
+        if session.unread or self.transport.unsent:
             self._note_unread()
-        if self.paused:
+        if session.paused:
             self._go_on()
         if session.finishing and session.finished and not self._closing and not session.gone:
             self._close()
 
-    def _look(self) -> None:
+    def _after_read(self) -> None:
         """See to it that the client sends on, or does not, and that answers are written."""
         session = self.session
         if session.awaits_more or session.intake.since:
@@ -145,7 +145,7 @@ class Downstream(Protocol):
     def resumeProducing(self) -> None:
         """The client has read all there was."""
         self._set_unread(0)
-        if self.paused:
+        if self.session.paused:
             self._go_on()
 
     def stopProducing(self) -> None:
@@ -155,7 +155,7 @@ class Downstream(Protocol):
         """Give up a client that stopped in mid-frame, or does not read."""
         session = self.session
         since = session.intake.since
-        if since and not self.paused and now - since > PARTIAL_TIMEOUT:
+        if since and not session.paused and now - since > PARTIAL_TIMEOUT:
             self._listener.gave_up("partial_frame")
             self.transport.abortConnection()
         elif self._unread_since:
@@ -166,7 +166,7 @@ class Downstream(Protocol):
 
     def finish(self) -> None:
         """The tunnel stops: take what has arrived, answer it, then close."""
-        if not self.paused:
+        if not self.session.paused:
             self.transport.deliver_now()
         self._stopping = True
         self.session.finish()
@@ -191,8 +191,8 @@ class Downstream(Protocol):
 
     def _hold(self) -> None:
         """Read nothing more for now."""
-        if not self.paused:
-            self.paused = True
+        if not self.session.paused:
+            self.session.paused = True
             self._listener.paused += 1
             self.transport.pauseProducing()
         self._go_on()
@@ -219,8 +219,8 @@ class Downstream(Protocol):
             self._does_not_read = False
         if session.held:
             self._go_on()
-        elif self.paused and not session.full:
-            self.paused = False
+        elif session.paused and not session.full:
+            session.paused = False
             self._listener.paused -= 1
             self.transport.resumeProducing()
             if session.intake.since:
@@ -234,8 +234,8 @@ class Downstream(Protocol):
     def _close(self) -> None:
         """Close our side once all is written, and wait a moment for the client's."""
         self._closing = True
-        if self.paused:
-            self.paused = False
+        if self.session.paused:
+            self.session.paused = False
             self._listener.paused -= 1
             self.transport.resumeProducing()
         self.transport.unregisterProducer()
@@ -300,7 +300,7 @@ class Listener(Factory):
     def closed(self, client: Downstream) -> None:
         del self.clients[client]
         self.counts.connections -= 1
-        if client.paused:
+        if client.session.paused:
             self.paused -= 1
 
     def gave_up(self, reason: str) -> None:

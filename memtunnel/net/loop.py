@@ -1,4 +1,4 @@
-"""The event loop of an epoll reactor, shortened for connections that send at once."""
+"""The event loop of an epoll reactor, shortened for what happens for every request."""
 
 from select import EPOLLIN
 from typing import Any
@@ -6,12 +6,11 @@ from typing import Any
 from twisted.internet.epollreactor import EPollReactor
 from twisted.python import log
 
-from memtunnel.net.transports import SendAtOnce
 from memtunnel.net.turn import Turn
 
 
 def drive(reactor: Any, turn: Turn) -> None:
-    """Let the loop of an epoll reactor read our connections directly, and end `turn` itself.
+    """Let the loop of an epoll reactor read without detours, and end `turn` itself.
 
     Twisted makes a log context (two dictionaries and six calls) for every read, so that what a
     protocol logs bears its name; our log lines bear their own. Without one, a request of one of
@@ -32,7 +31,7 @@ def drive(reactor: Any, turn: Turn) -> None:
         turn.began = seconds()
         for fd, event in events:
             selectable = selectables.get(fd)
-            if event == EPOLLIN and isinstance(selectable, SendAtOnce):
+            if event == EPOLLIN and selectable is not None:
                 why: Exception | None
                 try:
                     why = selectable.doRead()
