@@ -7,9 +7,9 @@ STRESS_SECONDS ?= 10
 
 # What the tests talk to, by Debian's names.
 PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
-	php-cli php-memcached prometheus openssl
+	php-cli php-memcached prometheus openssl gcc libc6-dev python3-dev
 
-.PHONY: run check test test-all lint system stress clean
+.PHONY: run check test test-all test-compiled lint system stress clean
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -26,6 +26,14 @@ test: .venv/test system
 
 test-all: lint system
 	$(BIN)/pytest
+	$(MAKE) test-compiled
+
+# The same tests on the compiled core, which is built beside the sources and not over them.
+test-compiled: .venv/test system
+	rm -rf build/compiled
+	MEMTUNNEL_COMPILE=1 $(BIN)/pip install --quiet --disable-pip-version-check \
+		--no-deps --target build/compiled .
+	MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -44,6 +44,7 @@ from memtunnel.config import (
     describe,
     load,
 )
+from memtunnel.core import mux
 from memtunnel.core.budget import Budget
 from memtunnel.core.deadlines import LONGEST
 from memtunnel.core.routing import router
@@ -314,8 +315,9 @@ class TunnelService(Service):
         self._admin_port = self._open(self._reactor, config.metrics, site, "--metrics")
         where = ", ".join(listener.address for listener in self.listeners)
         self._log.info(
-            "memtunnel {version}: {where} to {servers}; metrics on {metrics}",
+            "memtunnel {version}{compiled}: {where} to {servers}; metrics on {metrics}",
             version=__version__,
+            compiled="" if mux.__file__.endswith(".py") else ", compiled",
             where=where,
             servers=", ".join(server.address for server in self.tunnel.servers),
             metrics=address_of(self._admin_port),

@@ -1,5 +1,6 @@
 """Fixtures for tests against real parts; what they are made of is in `servers` and `authority`."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,20 @@ from typing import Any
 import authority
 import pytest
 import servers
+
+from memtunnel.core import mux
+
+
+CORE = "plain" if mux.__file__.endswith(".py") else "compiled"
+
+
+def pytest_configure() -> None:
+    if os.environ.get("MEMTUNNEL_CORE", CORE) != CORE:
+        raise pytest.UsageError(f"this is the {CORE} core: {mux.__file__}")
+
+
+def pytest_report_header() -> str:
+    return f"core: {CORE}, {mux.__file__}"
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ until nothing is in flight, and moves together. What waits is counted against th
 import pytest
 from recording import UNSERVED, Counts, Peer, Recorder, ask
 
-from memtunnel.core import mux as mux_module
 from memtunnel.core.budget import Budget
 from memtunnel.core.lane import Lane
+from memtunnel.core.mux import MAX_ENTRIES
 from memtunnel.core.outcomes import Reason
 from memtunnel.core.server import Server
 from memtunnel.wire.binary import Opcode
@@ -218,23 +218,19 @@ def test_p6_what_may_not_wait_is_overloaded() -> None:
     assert (bench.server.queued, bench.budget.used) == (2, 56)
 
 
-def test_p6_on_a_full_connection_a_request_is_overloaded_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(mux_module, "MAX_ENTRIES", 2)
+def test_p6_on_a_full_connection_a_request_is_overloaded_at_once() -> None:
     bench = Bench(connections=1)
+    bench.burden(bench.peers[0], MAX_ENTRIES - 2)
     bench.send(Opcode.GET, b"get1", b"get2", b"get3")
     assert bench.owner.failures() == [(b"get3", Reason.OVERLOADED)]
     assert bench.lane.in_flight == 2
 
 
-def test_p6_what_waited_for_a_connection_that_fills_up_is_overloaded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(mux_module, "MAX_ENTRIES", 2)
+def test_p6_what_waited_for_a_connection_that_fills_up_is_overloaded() -> None:
     bench = Bench(connections=0)
     bench.send(Opcode.GET, b"get1", b"get2", b"get3", b"get4")
     peer = Peer()
+    bench.burden(peer, MAX_ENTRIES - 2)
     bench.server.add(peer.mux, 2.0)
     assert peer.read() == [b"get1", b"get2"]
     assert bench.owner.failures() == [(b"get3", Reason.OVERLOADED), (b"get4", Reason.OVERLOADED)]
@@ -254,9 +250,7 @@ def test_what_waits_is_handed_back_in_order_when_the_server_refuses() -> None:
 
 
 @pytest.mark.parametrize("end", ["diverted", "refused"])
-def test_a_write_without_a_client_that_cannot_be_sent_is_settled(
-    monkeypatch: pytest.MonkeyPatch, end: str
-) -> None:
+def test_a_write_without_a_client_that_cannot_be_sent_is_settled(end: str) -> None:
     """Its deadline must not look for it in the lane any more."""
     bench = Bench(connections=0)
     write = ask(bench.owner, Opcode.SET, lane=bench.lane)
@@ -265,7 +259,8 @@ def test_a_write_without_a_client_that_cannot_be_sent_is_settled(
     if end == "diverted":
         bench.lane.divert(2.0)
     else:
-        monkeypatch.setattr(mux_module, "MAX_ENTRIES", 0)
-        bench.server.add(Peer().mux, 2.0)
+        full = Peer()
+        bench.burden(full, MAX_ENTRIES)
+        bench.server.add(full.mux, 2.0)
     assert write.answer is not None
     assert (bench.server.queued, bench.budget.used, bench.owner.outcomes) == (0, 0, [])

@@ -7,10 +7,9 @@ connection that says anything else is distrusted, and nothing from there on is d
 import pytest
 from recording import Counts, Peer, Recorder, ask
 
-from memtunnel.core import mux as mux_module
 from memtunnel.core.budget import Budget
 from memtunnel.core.lane import Lane
-from memtunnel.core.mux import MAX_BODY, MAX_ENTRIES, MAX_OTHER, Multiplexer
+from memtunnel.core.mux import MAX_BODY, MAX_ENTRIES, MAX_OTHER, MAX_UNSENT, Multiplexer
 from memtunnel.core.outcomes import Desync, Distrust, Lost, Reason
 from memtunnel.core.request import Request
 from memtunnel.core.server import Server
@@ -450,14 +449,12 @@ def test_p6_it_is_full_at_its_bound_of_entries_tombstones_included(owner: Record
     assert not peer.mux.full
 
 
-def test_p6_it_is_full_at_its_bound_of_unsent_bytes(
-    owner: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mux_module, "MAX_UNSENT", 1000)
+def test_p6_it_is_full_at_its_bound_of_unsent_bytes(owner: Recorder) -> None:
     peer = Peer()
-    peer.mux.send(ask(owner, Opcode.SET, value=bytes(500)))
+    half = bytes(MAX_UNSENT // 2)
+    peer.mux.send(ask(owner, Opcode.SET, value=half))
     assert not peer.mux.full
-    peer.mux.send(ask(owner, Opcode.SET, value=bytes(500)))
+    peer.mux.send(ask(owner, Opcode.SET, value=half))
     assert peer.mux.full
     peer.read()
     assert (peer.mux.full, peer.mux.unsent_bytes) == (False, 0)

@@ -24,7 +24,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in ("memtunnel", "twisted"):
         shutil.copytree(HOUSE / name, source / name)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(HOUSE / name, source / name)
     (source / "twisted" / "plugins" / "dropin.cache").write_bytes(b"twistd was here")
     build = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]

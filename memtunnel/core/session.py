@@ -124,11 +124,11 @@ class Session(Answers):
         data = self.intake.feed(data, now)
         if data:
             self._parse(data, now)
-        return bool(
-            self.tunnel.ready
-            or self.intake.since
+        return (
+            len(self.tunnel.ready) > 0
+            or self.intake.since > 0.0
             or self.awaits_more
-            or self.held
+            or len(self.held) > 0
             or self.owed_bytes >= FULL_REQUESTS * HEADER_LENGTH
         )
 
