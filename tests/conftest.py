@@ -11,7 +11,6 @@ import servers
 
 from memtunnel.core import mux
 
-
 CORE = "plain" if mux.__file__.endswith(".py") else "compiled"
 
 
