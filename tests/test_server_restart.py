@@ -1,6 +1,7 @@
 """memcached is killed under load and started again: clients see misses, and nothing else."""
 
 import random
+import signal
 import threading
 import time
 import zlib
@@ -169,9 +170,15 @@ def test_p1_a_pipeline_is_answered_in_order_across_a_loss(
         sent.append(
             binary.request(opcode, b"k%d" % (number % 7), opaque=number.to_bytes(4, "big"), **parts)
         )
-    sender = threading.Thread(target=client.send, args=sent)
+    # It is stopped halfway, or else it might have answered all before it is killed.
+    first, second = sent[: count // 2], sent[count // 2 :]
+    sender = threading.Thread(target=client.send, args=first)
     sender.start()
     answers = client.read(2000)
+    memcached.process.send_signal(signal.SIGSTOP)
+    sender.join(servers.PATIENCE)
+    sender = threading.Thread(target=client.send, args=second)
+    sender.start()
     memcached.stop()
     answers += client.read(count - len(answers))
     sender.join(servers.PATIENCE)
