@@ -6,12 +6,14 @@ from typing import Final
 
 #: By word: the module of the tool, each with a ``main(arguments) -> exit status``.
 TOOLS: Final = ("check", "ca")
+#: What the tunnel itself starts.
+WORKER: Final = "worker"
 
 
 def main() -> None:
     """Run what the command line asks for; ends the process."""
     arguments = sys.argv[1:]
-    if arguments and arguments[0] in TOOLS:
+    if arguments and arguments[0] in (*TOOLS, WORKER):
         sys.exit(tool(arguments[0])(arguments[1:]))
     from twisted.python import usage
     from twisted.scripts.twistd import run
@@ -34,6 +36,10 @@ def tool(word: str) -> Callable[[list[str]], int]:
         from memtunnel.check import main as check
 
         return check
+    if word == WORKER:
+        from memtunnel.worker_process import main as worker
+
+        return worker
     from memtunnel.ca import main as ca
 
     return ca

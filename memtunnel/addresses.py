@@ -6,10 +6,11 @@ Left to others: names that are looked up, and anything that is opened.
 """
 
 import base64
+import os
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 #: The port that memcached clients know, and that libmemcached drops from a server's name.
 PLAIN_PORT: Final = 11211
@@ -167,3 +168,11 @@ def endpoint(text: str) -> Endpoint:
 
 def _local_ip(text: str) -> IPv4Address | IPv6Address:
     return _ip("127.0.0.1" if text.lower() == "localhost" else text)
+
+
+def address_of(port: Any) -> str:
+    """Where an open port of Twisted's listens, as people write it."""
+    where = port.getHost()
+    if hasattr(where, "port"):
+        return host_port(where.host, where.port)
+    return f"unix:{os.fsdecode(where.name)}"

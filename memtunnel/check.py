@@ -40,9 +40,10 @@ from memtunnel.net.tls import (
     names_of,
     printable,
 )
-from memtunnel.service import CannotStart, Options, configuration, expectation, trusted_roots
+from memtunnel.service import CannotStart, Options, configuration, trusted_roots
 from memtunnel.wire.binary import STATUS_TEXT, Frame, Opcode, Status
 from memtunnel.wire.sasl import MECHANISM
+from memtunnel.worker import expectation
 
 NOOPS: Final = 20
 #: Names of a certificate that are suggested for --tls-name.

@@ -51,6 +51,7 @@ class Config:
     tls_pins: Mapping[str, tuple[bytes, ...]]
     """By `ServerConfig.host`: SHA-256 digests, raw, of the keys that it may have."""
     pool_size: int
+    workers: int
     client_auth: Literal["open", "required"]
     hashing: Literal["ketama", "ketama-weighted", "modula"]
     metrics: str
@@ -244,9 +245,15 @@ class _Reading:
         self._check_access(listen, credentials)
         if "ca-file" in self._given:
             self._read("ca-file")
-        too_small = self._value("max-buffer") < self._value("max-value-size")
-        if too_small and self._sound("max-buffer", "max-value-size"):
-            self._mistake(self._place("max-buffer"), "expected at least --max-value-size")
+        workers = self._value("workers")
+        if self._sound("workers", "max-buffer", "max-value-size", "max-clients"):
+            if self._value("max-buffer") < workers * self._value("max-value-size"):
+                words = " for each of --workers" if workers > 1 else ""
+                self._mistake(
+                    self._place("max-buffer"), f"expected at least --max-value-size{words}"
+                )
+            if self._value("max-clients") < workers:
+                self._mistake(self._place("max-clients"), "expected one for each of --workers")
         values = {_field(name): self._value(name) for name in _SETTINGS}
         values |= {
             "listen": tuple(each.description for each in listen),

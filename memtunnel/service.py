@@ -1,39 +1,32 @@
-"""``twistd memtunnel``: the only place where the parts meet.
+"""``twistd memtunnel``: what one process of the tunnel has, however many serve.
 
-`Options` and `makeService` are what the plugin names; `TunnelService` builds the parts from a
-`Config`, starts them, looks after them a few times a second, and stops them in order.
+`Options` and `makeService` are what the plugin names. `TunnelService` opens the ports and the
+admin port, takes the signals, and lets one `Worker` serve, or several `Workers`.
 """
 
 from __future__ import annotations
 
-import gc
 import os
-import platform
 import re
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from random import SystemRandom
 from typing import Any, Final
 
-from cryptography.hazmat.backends.openssl.backend import backend
-from OpenSSL import SSL
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.ssl import Certificate
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python import usage
 
-import twisted
 from memtunnel import __version__
-from memtunnel.addresses import host_port
+from memtunnel.addresses import address_of, host_port
 from memtunnel.config import (
     SETTINGS,
     Config,
@@ -45,31 +38,14 @@ from memtunnel.config import (
     load,
 )
 from memtunnel.core import mux
-from memtunnel.core.budget import Budget
-from memtunnel.core.deadlines import LONGEST
-from memtunnel.core.routing import router
-from memtunnel.core.server import Server
-from memtunnel.core.tunnel import Policy, Tunnel
-from memtunnel.net.downstream import LINGER, Listener
-from memtunnel.net.loop import drive
-from memtunnel.net.pool import Pool
-from memtunnel.net.tls import Expectation, load_roots, make_context, words_of
-from memtunnel.net.transports import Resolver, SendAtOnceReactor
+from memtunnel.net.loop import drive, keep_monotonic_time
+from memtunnel.net.tls import load_roots, words_of
+from memtunnel.net.transports import SendAtOnceReactor
 from memtunnel.net.turn import Turn
-from memtunnel.net.upstream import Target
 from memtunnel.ops import admin
-from memtunnel.ops.metrics import Metrics
-from memtunnel.status import Status
-from memtunnel.wire.sasl import Credentials
+from memtunnel.worker import Worker
+from memtunnel.workers import Workers
 
-#: Seconds between two looks at the deadlines while requests are in flight: an answer that
-#: does not come is late by so much at most.
-SWEEP: Final = 0.02
-#: Seconds between two looks at the connections.
-TICK: Final = 0.25
-#: Seconds between two looks at the clients, and while draining at whether any are left.
-CLIENT_TICK: Final = 1.0
-DRAIN_TICK: Final = 0.05
 #: File descriptors kept for connections to servers, scrapes and files.
 RESERVED_FILES: Final = 64
 
@@ -152,16 +128,6 @@ def trusted_roots(config: Config) -> list[Certificate] | None:
         raise CannotStart(f"--ca-file {config.ca_file} cannot be used: {words}") from None
 
 
-def expectation(config: Config, server: ServerConfig, context: SSL.Context) -> Expectation:
-    """What the certificate of `server` has to show under these settings."""
-    return Expectation(
-        context,
-        config.tls_names.get(server.host, server.host),
-        check_name=config.verify == "full",
-        pins=config.tls_pins.get(server.host, ()),
-    )
-
-
 def makeService(options: Options) -> Service:
     """The service for the flags in `options` and the process's environment.
 
@@ -181,9 +147,7 @@ def makeService(options: Options) -> Service:
         raise SystemExit(0)
     foreground = options.parent is None or bool(options.parent.get("nodaemon"))
     keep_monotonic_time(reactor)
-    turn = Turn(reactor)
-    drive(reactor, turn)
-    return TunnelService(config, reactor, roots, turn, foreground=foreground, terminal=_terminal())
+    return TunnelService(config, reactor, roots, foreground=foreground, terminal=_terminal())
 
 
 def _terminal() -> int | None:
@@ -192,14 +156,6 @@ def _terminal() -> int | None:
         return os.dup(2)
     except OSError:
         return None
-
-
-def keep_monotonic_time(reactor: Any) -> None:
-    """Put the reactor's timers on the monotonic clock.
-
-    Twisted's are on the wall clock: a step of an hour would fire all deadlines at once, or none.
-    """
-    reactor.seconds = time.monotonic
 
 
 class TunnelService(Service):
@@ -216,41 +172,21 @@ class TunnelService(Service):
         config: Config,
         reactor: Any,
         roots: list[Certificate] | None = None,
-        turn: Turn | None = None,
         *,
         foreground: bool = True,
         terminal: int | None = None,
     ) -> None:
-        self.config = config
+        self._config = config
         self._roots = roots
         self._log = Logger(namespace="memtunnel")
         self._foreground = foreground
         self._reactor = reactor
-        self._turn = Turn(reactor) if turn is None else turn
+        self._terminal = terminal
         self._demo: Any = None
         """The embedded server, with --demo."""
-        self._terminal = terminal
-        self._ports: list[Any] = []
+        self._serving: Worker | Workers | None = None
         self._admin_port: Any = None
-        self._loops: list[LoopingCall] = []
-        self.metrics = Metrics(
-            version=__version__,
-            python=platform.python_version(),
-            twisted=twisted.__version__,
-            openssl=backend.openssl_version_text(),
-            reactor=type(reactor).__name__,
-        )
-        self.budget = Budget(config.max_buffer)
-        self.listeners: list[Listener] = []
-        self.pools: list[Pool] = []
-        self.status = Status(
-            self.pools,
-            self.listeners,
-            self.budget,
-            reactor.seconds,
-            failover=config.failover,
-            verify=config.verify,
-        )
+        self._draining = False
 
     # Start
 
@@ -270,14 +206,8 @@ class TunnelService(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        # What was made so far lives for ever, and requests live for milliseconds: with Python's
-        # own pace of collecting garbage a request costs 13.2 µs in place of 12.6 (200 clients).
-        gc.freeze()
-        gc.set_threshold(20_000, 20, 50)
-        for pool in self.pools:
-            pool.fill()
-        self._loop(self._tick, TICK)
-        self._loop(self._tick_clients, CLIENT_TICK)
+        assert self._serving is not None
+        self._serving.start()
         # Once more: the reactor takes them for itself when it starts to run.
         self._reactor.callWhenRunning(self._take_signals)
 
@@ -293,120 +223,59 @@ class TunnelService(Service):
             os.close(terminal)
 
     def _prepare(self) -> None:
-        config = self.config
-        servers = config.servers
-        credentials = config.credentials
-        roots = self._roots
-        if config.demo:
-            from memtunnel.demo import DemoServer
-
-            self._demo = DemoServer()
-            self._demo.start(self._reactor)
-            servers = (ServerConfig(host="127.0.0.1", port=self._demo.port, name="demo"),)
-            credentials = self._demo.credentials
-            roots = load_roots(self._demo.ca_pem)
-        self._raise_file_limit()
-        self._build(servers, credentials, roots)
+        if self._config.demo:
+            self._start_demo()
+        config = self._config
+        max_clients = self._raise_file_limit()
+        serving: Worker | Workers
+        if config.workers == 1:
+            turn = Turn(self._reactor)
+            drive(self._reactor, turn)
+            serving = Worker(config, self._reactor, self._roots, turn, max_clients)
+        else:
+            serving = Workers(config, self._reactor, self._roots, max_clients, os.environ)
+        self._serving = serving
+        eager = SendAtOnceReactor(self._reactor)
         for description in config.listen:
-            self._listen(description)
+            listener: Any = serving.listener()
+            serving.serve(listener, self._open(eager, description, listener, "--listen"))
         site = admin.site(
-            self.metrics, self.status.state, token=config.metrics_token, reactor=self._reactor
+            serving.read,
+            lambda: serving.responsive,
+            token=config.metrics_token,
+            reactor=self._reactor,
         )
         self._admin_port = self._open(self._reactor, config.metrics, site, "--metrics")
-        where = ", ".join(listener.address for listener in self.listeners)
         self._log.info(
             "memtunnel {version}{compiled}: {where} to {servers}; metrics on {metrics}",
             version=__version__,
             compiled="" if mux.__file__.endswith(".py") else ", compiled",
-            where=where,
-            servers=", ".join(server.address for server in self.tunnel.servers),
+            where=", ".join(listener.address for listener in serving.listeners),
+            servers=", ".join(host_port(each.host, each.port) for each in config.servers),
             metrics=address_of(self._admin_port),
         )
-        if self._demo is not None:
-            # Past Twisted's log, which has taken sys.stdout: this is for a person at a terminal.
-            terminal = sys.__stdout__
-            if terminal is not None:
-                terminal.write(self._what_to_try())
-                terminal.flush()
-
-    def _build(
-        self,
-        servers: tuple[ServerConfig, ...],
-        credentials: Credentials | None,
-        roots: list[Any] | None,
-    ) -> None:
-        config = self.config
-        resolver = Resolver(self._reactor)
-        self._eager = SendAtOnceReactor(self._reactor, resolver)
-        counts = [self.metrics.server(server.name) for server in servers]
-        cores = [
-            Server(
-                server.name,
-                index,
-                counts[index],
-                self.budget,
-                host_port(server.host, server.port),
-            )
-            for index, server in enumerate(servers)
-        ]
-        policy = Policy(
-            credentials=credentials,
-            login_required=config.client_auth == "required",
-            errors_on_unavailable=config.on_unavailable == "error",
-            failover=config.failover,
-            max_value_size=config.max_value_size,
-            strip_touch_extras=config.strip_touch_extras,
-            request_timeout=config.request_timeout,
-        )
-        self.tunnel = Tunnel(
-            policy,
-            cores,
-            router(config.hashing, [server.name for server in servers]),
-            self.budget,
-            self.metrics,
-            self._sweep_later,
-            self.status.describe,
-        )
-        context = make_context(roots)
-        random = SystemRandom()
-        for server, core in zip(servers, cores, strict=True):
-            target = Target(
-                host=server.host,
-                port=server.port,
-                expectation=expectation(config, server, context),
-                credentials=credentials,
-                connect_timeout=config.connect_timeout,
-                max_value_size=config.max_value_size,
-            )
-            self.pools.append(
-                Pool(
-                    target,
-                    core,
-                    self.tunnel,
-                    counts[core.index],
-                    config.pool_size,
-                    self._eager,
-                    self._turn,
-                    random,
-                    self._log,
-                )
-            )
         if config.verify == "chain":
             self._log.warn(
                 "--verify chain: the names of certificates are not checked; any server with a "
                 "certificate of the same authority can pass for yours"
             )
+        # Past Twisted's log, which has taken sys.stdout: this is for a person at a terminal.
+        if self._demo is not None and sys.__stdout__ is not None:
+            sys.__stdout__.write(self._what_to_try(serving.listeners[0].address))
+            sys.__stdout__.flush()
 
-    def _listen(self, description: str) -> None:
-        def room() -> bool:
-            return self.status.clients < self.status.max_clients
+    def _start_demo(self) -> None:
+        """Start the embedded server, and make it the one to tunnel to."""
+        from memtunnel.demo import DemoServer
 
-        listener = Listener(self.tunnel, self._turn, self._reactor, room, self._warn)
-        port = self._open(self._eager, description, listener, "--listen")
-        listener.address = address_of(port)
-        listener.counts = self.metrics.listener(listener.address)
-        self._ports.append(port)
-        self.listeners.append(listener)
+        demo = self._demo = DemoServer()
+        demo.start(self._reactor)
+        self._config = replace(
+            self._config,
+            servers=(ServerConfig(host="127.0.0.1", port=demo.port, name="demo"),),
+            credentials=demo.credentials,
+        )
+        self._roots = load_roots(demo.ca_pem)
 
     def _open(self, reactor: Any, description: str, factory: Any, flag: str) -> Any:
         opened: list[Any] = []
@@ -423,18 +292,24 @@ class TunnelService(Service):
             raise CannotStart(f"cannot listen on {description}: {problem}")
         return opened[0]
 
-    def _raise_file_limit(self) -> None:
+    def _raise_file_limit(self) -> int:
+        """Let this process, and its workers, have all files that it may have.
+
+        Returns how many clients can then be served.
+        """
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        wanted, room = self.config.max_clients, max(1, hard - RESERVED_FILES)
-        enough = hard == resource.RLIM_INFINITY or wanted <= room
-        self.status.max_clients = wanted if enough else room
-        if not enough:
-            self._warn(f"--max-clients lowered to {room}: the system allows {hard} open files")
+        wanted = self._config.max_clients
+        room = max(1, hard - RESERVED_FILES) * self._config.workers
+        if hard == resource.RLIM_INFINITY or wanted <= room:
+            return wanted
+        words = "--max-clients lowered to {room}: the system allows {hard} open files"
+        self._log.warn(words, room=room, hard=hard)
+        return room
 
-    def _what_to_try(self) -> str:
-        client = self.listeners[0].address.removeprefix("unix:")
+    def _what_to_try(self, address: str) -> str:
+        client = address.removeprefix("unix:")
         scrape = address_of(self._admin_port)
         python = sys.executable
         use = f'c = bmemcached.Client("{client}"); c.set("a", "1"); print(c.get("a"))'
@@ -445,51 +320,6 @@ class TunnelService(Service):
             f"  curl http://{scrape}/readyz\n"
             f"  curl http://{scrape}/metrics\n"
         )
-
-    # While it runs
-
-    def _loop(self, call: Callable[[], object], interval: float) -> None:
-        loop = LoopingCall(call)
-        loop.clock = self._reactor
-        loop.start(interval, now=False)
-        self._loops.append(loop)
-
-    def _sweep_later(self) -> None:
-        self._reactor.callLater(SWEEP, self._sweep)
-
-    def _sweep(self) -> None:
-        more = True
-        try:
-            more = self.tunnel.sweep(self._reactor.seconds())
-        finally:
-            if more:
-                self._sweep_later()
-
-    def _tick(self) -> None:
-        now = self._reactor.seconds()
-        self.metrics.event_loop_lag.observe(max(0.0, now - self._tick_due))
-        self._tick_due = now + TICK
-        for pool in self.pools:
-            self._guard(pool.tick, now)
-        self.tunnel.flush()
-
-    _tick_due = float("inf")
-
-    def _tick_clients(self) -> None:
-        now = self._reactor.seconds()
-        for listener in self.listeners:
-            self._guard(listener.tick, now)
-        self.tunnel.flush()
-
-    def _guard(self, look: Callable[[float], None], now: float) -> None:
-        """What one of many meets must not end the looking after all."""
-        try:
-            look(now)
-        except Exception:
-            self._log.failure("while looking after connections")
-
-    def _warn(self, words: str) -> None:
-        self._log.warn("{words}", words=words)
 
     # Stop
 
@@ -506,65 +336,20 @@ class TunnelService(Service):
 
     def drain(self) -> None:
         """Stop in order; asked a second time, stop now."""
-        if self.status.draining:
+        if self._draining or self._serving is None:
             self._reactor.stop()
             return
-        self.status.draining = True
-        self._log.info("draining: {clients} clients left", clients=self.status.clients)
-        until = self._reactor.seconds() + self.config.drain_timeout
-        self._drain_step(until, closing=False)
-
-    def _drain_step(self, until: float, *, closing: bool) -> None:
-        """Serve on until no client is left or the time is up, then close what is left."""
-        now = self._reactor.seconds()
-        if not self._reactor.running:
-            return
-        if not self.status.clients:
-            self._reactor.stop()
-            return
-        if now >= until:
-            if closing:
-                self._reactor.stop()
-                return
-            closing = True
-            self._log.info("closing {clients} clients", clients=self.status.clients)
-            # Time for the answers to what was read, and for the clients to take them.
-            until = now + self.tunnel.policy.request_timeout + LONGEST + LINGER + 2 * SWEEP
-            for port in self._ports:
-                port.stopListening()
-            self._ports.clear()
-            for listener in self.listeners:
-                for client in list(listener.clients):
-                    client.finish()
-            self.tunnel.flush()
-        self._reactor.callLater(DRAIN_TICK, self._drain_step, until, closing=closing)
+        self._draining = True
+        self._serving.drain().addCallback(lambda _: self._reactor.stop())
 
     def stopService(self) -> Deferred[Any]:
         """Close everything that is still open."""
         super().stopService()  # type: ignore[no-untyped-call]
-        self.status.draining = True
-        for loop in self._loops:
-            if loop.running:
-                loop.stop()
-        for pool in self.pools:
-            pool.stop()
-        for listener in self.listeners:
-            for client in list(listener.clients):
-                client.transport.abortConnection()
-        ports = [*self._ports, self._admin_port]
-        closing = [maybeDeferred(port.stopListening) for port in ports if port is not None]
-        if self._demo is not None:
-            closing.append(maybeDeferred(self._demo.stop))
+        things = [self._serving, self._demo]
+        closing = [maybeDeferred(thing.stop) for thing in things if thing is not None]
+        if self._admin_port is not None:
+            closing.append(maybeDeferred(self._admin_port.stopListening))
         return DeferredList(closing)
-
-
-def address_of(port: Any) -> str:
-    """Where a port listens, as people write it."""
-    host = port.getHost()
-    if hasattr(host, "port"):
-        name = f"[{host.host}]" if ":" in host.host else host.host
-        return f"{name}:{host.port}"
-    return f"unix:{os.fsdecode(host.name)}"
 
 
 def in_words(problem: Exception) -> str:

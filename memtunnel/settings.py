@@ -191,7 +191,11 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             " pin follows."),
     Setting(name="pool-size", parse=whole(1, 256), metavar="N", default="2",
             sentence="Warm connections to keep to each server.",
-            caution="Every process of the tunnel has its own."),
+            caution="Every worker has its own."),
+    Setting(name="workers", parse=whole(1, 64), metavar="N", default="1",
+            sentence="Processes that share the listeners and the admin port, to use several cores.",
+            caution="Each has a pool of --pool-size; --max-clients and --max-buffer are divided"
+            " among them."),
     Setting(name="client-auth", metavar="open|required", default="open",
             parse=choice("open", "required",
                          caveat=" (passthrough is not available in this version)"),

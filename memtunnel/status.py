@@ -1,6 +1,6 @@
-"""What the tunnel's parts are doing, read off them when somebody asks.
+"""What the parts of a worker are doing, read off them when somebody asks.
 
-One reading serves the gauges, `/readyz`, and ``STAT memtunnel``.
+One reading, a `State`, serves the gauges, `/readyz`, and ``STAT memtunnel``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Status:
     """`pools` and `listeners` are the service's own lists; `seconds` is its clock.
 
     `failover` says whether one warm server is enough to serve all keys, `verify` what is
-    checked of certificates.
+    checked of certificates, `max_clients` how many are served at one time.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Status:
         *,
         failover: bool,
         verify: str,
+        max_clients: int,
     ) -> None:
         self._pools = pools
         self._listeners = listeners
@@ -42,7 +43,7 @@ class Status:
         self._failover = failover
         self._verify = verify
         self._began = seconds()
-        self.max_clients = 0
+        self.max_clients = max_clients
         self.draining = False
 
     @property
@@ -66,6 +67,9 @@ class Status:
             client_connections_max=self.max_clients,
             config_last_reload_successful=True,
             servers={pool.server.name: self._server(pool) for pool in self._pools},
+            clients=self.clients,
+            uptime=self._seconds() - self._began,
+            pid=os.getpid(),
         )
 
     def _server(self, pool: Pool) -> ServerState:
@@ -91,24 +95,25 @@ class Status:
             last_lost=pool.last_lost,
         )
 
-    def describe(self) -> Iterator[tuple[str, str]]:
-        """The names and values of ``STAT memtunnel``."""
-        state = self.state()
-        yield "version", __version__
-        yield "pid", str(os.getpid())
-        yield "uptime", str(int(self._seconds() - self._began))
-        yield "ready", str(int(state.ready))
-        yield "draining", str(int(state.draining))
-        yield "clients", str(self.clients)
-        yield "clients_max", str(state.client_connections_max)
-        yield "clients_paused", str(state.client_paused)
-        yield "buffered_bytes", str(state.buffered_bytes)
-        for name, server in state.servers.items():
-            yield f"{name}:up", str(int(server.up))
-            for word, number in server.connections.items():
-                yield f"{name}:connections_{word}", str(number)
-            yield f"{name}:in_flight", str(server.in_flight)
-            yield f"{name}:queued", str(server.queued)
-            yield f"{name}:tombstones", str(server.tombstones)
-            yield f"{name}:breaker_open", str(int(server.breaker_open))
-            yield f"{name}:last_lost", server.last_lost
+
+def describe(state: State) -> Iterator[tuple[str, str]]:
+    """The names and values of ``STAT memtunnel``."""
+    yield "version", __version__
+    yield "pid", str(state.pid)
+    yield "uptime", str(int(state.uptime))
+    yield "ready", str(int(state.ready))
+    yield "draining", str(int(state.draining))
+    yield "workers", str(max(1, len(state.workers)))
+    yield "clients", str(state.clients)
+    yield "clients_max", str(state.client_connections_max)
+    yield "clients_paused", str(state.client_paused)
+    yield "buffered_bytes", str(state.buffered_bytes)
+    for name, server in state.servers.items():
+        yield f"{name}:up", str(int(server.up))
+        for word, number in server.connections.items():
+            yield f"{name}:connections_{word}", str(number)
+        yield f"{name}:in_flight", str(server.in_flight)
+        yield f"{name}:queued", str(server.queued)
+        yield f"{name}:tombstones", str(server.tombstones)
+        yield f"{name}:breaker_open", str(int(server.breaker_open))
+        yield f"{name}:last_lost", server.last_lost

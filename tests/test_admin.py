@@ -9,6 +9,7 @@ import pytest
 import pytest_twisted
 from prometheus_client import parser
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
@@ -18,6 +19,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.test.requesthelper import DummyRequest
 
 from memtunnel.ops import admin
+from memtunnel.ops.exposition import Exposition
 from memtunnel.ops.metrics import Metrics, ServerState, State
 from memtunnel.wire.binary import Opcode
 from memtunnel.wire.sasl import Secret
@@ -53,6 +55,16 @@ NOT_READY = replace(READY, ready=False, servers={"mc1<b>": replace(SERVER, up=Fa
 
 def make_metrics() -> Metrics:
     return Metrics(version="1", python="3", twisted="26", openssl="3.5", reactor="EPollReactor")
+
+
+def make_site(
+    state: Callable[[], State] = lambda: READY, metrics: Metrics | None = None, **options: Any
+) -> Any:
+    """A site of a tunnel that serves in its own process."""
+    metrics = metrics or make_metrics()
+    metrics.watch(state)
+    options = {"token": None, "reactor": Clock(), **options}
+    return admin.site(lambda: succeed(metrics), lambda: True, **options)
 
 
 class Answer:
@@ -96,9 +108,7 @@ def render(
 ) -> Answer:
     """Ask a site with a fake clock, and let it finish."""
     clock = Clock()
-    site = admin.site(
-        make_metrics(), lambda: state, token=Secret(token) if token else None, reactor=clock
-    )
+    site = make_site(lambda: state, token=Secret(token) if token else None, reactor=clock)
     request = FakeRequest(path.encode(), host, headers)
     request.render(site.resource)
     while clock.getDelayedCalls():
@@ -113,7 +123,7 @@ class Site:
     def __init__(self, reactor: Any, token: Secret | None) -> None:
         self.state = READY
         self.metrics = make_metrics()
-        factory = admin.site(self.metrics, lambda: self.state, token=token, reactor=reactor)
+        factory = make_site(lambda: self.state, self.metrics, token=token, reactor=reactor)
         self.port = reactor.listenTCP(0, factory, interface="127.0.0.1")
         self._reactor = reactor
         self._agent = Agent(reactor, connectTimeout=10)
@@ -256,14 +266,14 @@ def test_any_other_host_is_not(host: str) -> None:
 def test_only_http_1_0_may_leave_the_host_out(version: bytes, code: int) -> None:
     request = FakeRequest(b"/healthz", LOOPBACK, {})
     request.clientproto = version
-    request.render(admin.site(make_metrics(), lambda: READY, token=None, reactor=Clock()).resource)
+    request.render(make_site().resource)
     assert request.responseCode == code
 
 
 def test_two_hosts_must_both_be_of_this_machine() -> None:
     request = FakeRequest(b"/healthz", LOOPBACK, {"Host": "localhost"})
     request.requestHeaders.addRawHeader("Host", "evil.example")
-    request.render(admin.site(make_metrics(), lambda: READY, token=None, reactor=Clock()).resource)
+    request.render(make_site().resource)
     assert request.responseCode == 403
 
 
@@ -317,7 +327,7 @@ def test_beyond_loopback_the_token_shows_the_state() -> None:
 
 def test_an_empty_token_is_no_token() -> None:
     with pytest.raises(ValueError, match="empty"):
-        admin.site(make_metrics(), lambda: READY, token=Secret(""), reactor=Clock())
+        make_site(token=Secret(""))
 
 
 class Call:
@@ -356,25 +366,27 @@ class Turns:
 class Scrape:
     """Scrapes rendered turn by turn; each piece takes `cost` seconds of a fake clock."""
 
-    def __init__(self, cost: float, state: Callable[[], State] = lambda: READY) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        cost: float,
+        state: Callable[[], State] = lambda: READY,
+    ) -> None:
         self.turns = Turns()
         self._now = 0.0
-        self._site = admin.site(
-            make_metrics(), state, token=None, reactor=self.turns, clock=lambda: self._now
-        )
-        exposition = self._site.resource._metrics
-        render = exposition.render
-
-        def dear(accept: str) -> tuple[str, Iterator[bytes]]:
-            content_type, pieces = render(accept)
-            return content_type, spend(pieces)
+        self._site = make_site(state, reactor=self.turns, clock=lambda: self._now)
 
         def spend(pieces: Iterator[bytes]) -> Iterator[bytes]:
             for piece in pieces:
                 self._now += cost
                 yield piece
 
-        exposition.render = dear
+        class Dear(Exposition):
+            def render(self, accept: str) -> tuple[str, Iterator[bytes]]:
+                content_type, pieces = super().render(accept)
+                return content_type, spend(pieces)
+
+        monkeypatch.setattr(admin, "Exposition", Dear)
 
     def start(self) -> FakeRequest:
         request = FakeRequest(b"/metrics", LOOPBACK, {"Host": "localhost"})
@@ -385,8 +397,8 @@ class Scrape:
         self.turns.turn()
 
 
-def test_a_turn_renders_for_a_millisecond_and_no_more() -> None:
-    scrape = Scrape(cost=0.0004)
+def test_a_turn_renders_for_a_millisecond_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    scrape = Scrape(monkeypatch, cost=0.0004)
     request = scrape.start()
     assert request.written == []
     for turn in range(1, 5):
@@ -400,8 +412,8 @@ def test_a_turn_renders_for_a_millisecond_and_no_more() -> None:
     assert "memtunnel_buffered_bytes" in {family.name for family in families}
 
 
-def test_scrapes_share_a_turn() -> None:
-    scrape = Scrape(cost=0.0004)
+def test_scrapes_share_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    scrape = Scrape(monkeypatch, cost=0.0004)
     requests = [scrape.start() for _ in range(3)]
     scrape.turn()
     assert sum(len(request.written) for request in requests) == 3
@@ -410,8 +422,8 @@ def test_scrapes_share_a_turn() -> None:
     assert [request.finished for request in requests] == [1, 1, 1]
 
 
-def test_nothing_is_rendered_for_a_client_that_has_gone() -> None:
-    scrape = Scrape(cost=0.01)
+def test_nothing_is_rendered_for_a_client_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    scrape = Scrape(monkeypatch, cost=0.01)
     request = scrape.start()
     scrape.turn()
     written = len(request.written)
@@ -423,12 +435,12 @@ def test_nothing_is_rendered_for_a_client_that_has_gone() -> None:
     assert not request.finished
 
 
-def test_a_scrape_that_fails_is_cut_off_and_told() -> None:
+def test_a_scrape_that_fails_is_cut_off_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> State:
         raise RuntimeError("broken on purpose")
 
     told: list[Any] = []
-    scrape = Scrape(0.0, broken)
+    scrape = Scrape(monkeypatch, 0.0, broken)
     globalLogPublisher.addObserver(told.append)
     try:
         request = scrape.start()
@@ -439,3 +451,24 @@ def test_a_scrape_that_fails_is_cut_off_and_told() -> None:
     assert not request.finished
     assert scrape.turns.is_idle
     assert [str(event["log_failure"].value) for event in told] == ["broken on purpose"]
+
+
+def test_health_is_lost_where_a_worker_does_not_answer() -> None:
+    site = admin.site(Deferred, lambda: False, token=None, reactor=Clock())
+    request = FakeRequest(b"/healthz", LOOPBACK, {"Host": "localhost"})
+    request.render(site.resource)
+    assert (request.responseCode, request.written) == (503, [b"a worker does not answer\n"])
+
+
+@pytest.mark.parametrize("path", [b"/", b"/metrics", b"/readyz"])
+def test_nobody_is_shown_a_page_who_has_gone_before_it_could_be_read(path: bytes) -> None:
+    reading: Deferred[Metrics] = Deferred()
+    site = admin.site(lambda: reading, lambda: True, token=None, reactor=Clock())
+    request = FakeRequest(path, LOOPBACK, {"Host": "localhost"})
+    request.render(site.resource)
+    request.processingFailed(Failure(ConnectionLost()))
+    metrics = make_metrics()
+    metrics.watch(lambda: READY)
+    reading.callback(metrics)
+    assert request.written == []
+    assert not request.finished

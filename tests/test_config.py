@@ -98,6 +98,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         tls_names={},
         tls_pins={},
         pool_size=2,
+        workers=1,
         client_auth="open",
         hashing="ketama",
         metrics="tcp:9152:interface=127.0.0.1",
@@ -368,6 +369,8 @@ def test_a_bad_value_is_told_with_its_flag_and_what_was_expected(name: str, valu
         ({"pool-size": ["1", "2"]}, {}, {}, "--pool-size: expected only one value"),
         ({"client-auth": "passthrough"}, {}, {}, "--client-auth: expected open or required (pas"),
         ({"max-buffer": "1MiB", "max-value-size": "2MiB"}, {}, {}, "--max-buffer: expected at l"),
+        ({"max-buffer": "3MiB", "workers": "4"}, {}, {}, "--max-buffer: expected at least --max"),
+        ({"max-clients": "3", "workers": "4"}, {}, {}, "--max-clients: expected one for each of"),
     ],
 )
 def test_a_mistake_names_the_setting_as_it_was_written(
@@ -388,7 +391,7 @@ def test_passthrough_is_said_to_be_missing_from_this_version() -> None:
     ("flags", "environ", "files", "expected"),
     [
         ({"pool-sise": "1"}, {}, {}, "--pool-sise: unknown: did you mean --pool-size?"),
-        ({"workers": "2"}, {}, {}, "--workers: unknown"),
+        ({"slow-ms": "2"}, {}, {}, "--slow-ms: unknown"),
         ({"exit-with-pid": "2"}, {}, {}, "--exit-with-pid: unknown"),
         ({"slow-ms": "2"}, {}, {}, "--slow-ms: unknown"),
         ({"log-format": "text"}, {}, {}, "--log-format: unknown"),
@@ -1074,6 +1077,7 @@ def test_description() -> None:
         'tls-name = ["one=uno"]',
         f'tls-pin = ["::1=sha256/{base64.b64encode(PIN).decode()}"]',
         "pool-size = 2",
+        "workers = 1",
         'client-auth = "open"',
         'hashing = "ketama"',
         'metrics = "tcp:9152:interface=127.0.0.1"',

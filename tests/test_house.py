@@ -32,7 +32,7 @@ ROOMS = {
 PUBLIC = {"memtunnel.__version__"}
 IMPURE = {"twisted", "socket", "ssl", "OpenSSL", "time"}
 ABOVE_SERVICE = {"memtunnel.__main__", "memtunnel.check"}
-ENTRIES = {"memtunnel.service", "memtunnel.demo", "memtunnel.check"}
+ENTRIES = {"memtunnel.service", "memtunnel.worker_process", "memtunnel.demo", "memtunnel.check"}
 
 
 def imports(source: str) -> Iterator[str]:

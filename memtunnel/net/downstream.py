@@ -40,6 +40,10 @@ _NOTICES: Final = {
 }
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class ListenerCounts(SessionCounts, Interface):
     """What is counted for a listener; `ops.metrics` has the real one."""
 
@@ -260,57 +264,21 @@ class Downstream(Protocol):
                 self._quick(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
-class Listener(Factory):
-    """The clients of one listening address, bounded together with all others' by `room`."""
+class Refusing(Factory):
+    """A listening address where no client is taken: each is closed at once."""
 
     noisy = False
 
-    def __init__(
-        self,
-        tunnel: Tunnel,
-        turn: Turn,
-        reactor: Any,
-        room: Callable[[], bool],
-        say: Callable[[str], None],
-    ) -> None:
-        self.tunnel = tunnel
-        self.turn = turn
+    def __init__(self, reactor: Any, say: Callable[[str], None]) -> None:
         self.seconds: Callable[[], float] = reactor.seconds
-        self.call_later = reactor.callLater
-        self._room = room
         self._say = say
         self.address = ""
         """Where it listens; set, as `counts` is, when that is known."""
         self.counts: ListenerCounts
-        self.clients: dict[Downstream, None] = {}
-        self.paused = 0
         self._said: dict[str, float] = {}
 
     def buildProtocol(self, addr: Any) -> Any:
-        if not self._room():
-            self._reject("max_clients")
-            return None
-        return Downstream(self)
-
-    def opened(self, client: Downstream) -> None:
-        self.clients[client] = None
-        self.counts.opened += 1
-        self.counts.connections += 1
-
-    def closed(self, client: Downstream) -> None:
-        del self.clients[client]
-        self.counts.connections -= 1
-        if client.session.paused:
-            self.paused -= 1
-
-    def gave_up(self, reason: str) -> None:
-        """A client was aborted."""
-        self.counts.protocol_errors[reason] = self.counts.protocol_errors.get(reason, 0) + 1
-
-    def tick(self, now: float) -> None:
-        """Look for clients to give up, once a second or so."""
-        for client in list(self.clients):
-            client.tick(now)
+        self._reject("max_clients")
 
     def notice(self, what: str) -> None:
         """Say what clients do wrong: each kind once in a while."""
@@ -322,3 +290,50 @@ class Listener(Factory):
     def _reject(self, reason: str) -> None:
         self.counts.rejected[reason] = self.counts.rejected.get(reason, 0) + 1
         self.notice(reason)
+
+
+class Listener(Refusing):
+    """The clients of one listening address, bounded together with all others' by `room`."""
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        turn: Turn,
+        reactor: Any,
+        room: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        super().__init__(reactor, say)
+        self.tunnel = tunnel
+        self.turn = turn
+        self.call_later = reactor.callLater
+        self._room = room
+        self.clients: dict[Downstream, None] = {}
+        self.paused = 0
+        self.changed: Callable[[], None] = _nothing
+        """Called when there is a client more, or one less."""
+
+    def buildProtocol(self, addr: Any) -> Any:
+        return Downstream(self) if self._room() else super().buildProtocol(addr)
+
+    def opened(self, client: Downstream) -> None:
+        self.clients[client] = None
+        self.counts.opened += 1
+        self.counts.connections += 1
+        self.changed()
+
+    def closed(self, client: Downstream) -> None:
+        del self.clients[client]
+        self.counts.connections -= 1
+        if client.session.paused:
+            self.paused -= 1
+        self.changed()
+
+    def gave_up(self, reason: str) -> None:
+        """A client was aborted."""
+        self.counts.protocol_errors[reason] = self.counts.protocol_errors.get(reason, 0) + 1
+
+    def tick(self, now: float) -> None:
+        """Look for clients to give up, once a second or so."""
+        for client in list(self.clients):
+            client.tick(now)

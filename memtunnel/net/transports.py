@@ -118,6 +118,30 @@ class UnixPort(unix.Port):
     transport = UnixServer
 
 
+class OneByOne:
+    """Mixed into a port that several processes share: one client is accepted in each turn.
+
+    Twisted takes up to a hundred together, so that the first process to wake would get nearly
+    all of a crowd. One by one, whoever has time takes the next.
+    """
+
+    @property
+    def numberAccepts(self) -> int:
+        return 1
+
+    @numberAccepts.setter
+    def numberAccepts(self, number: int) -> None:
+        """Twisted's own pace is not followed."""
+
+
+class SharedPort(OneByOne, Port):
+    """A port whose socket was inherited."""
+
+
+class SharedUnixPort(OneByOne, UnixPort):
+    """A unix port whose socket was inherited."""
+
+
 class Connector(tcp.Connector):
     def _makeTransport(self) -> Client:
         where = (self.host, self.port, self.bindAddress)
@@ -155,10 +179,10 @@ class SendAtOnceReactor:
     def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
         adopt: Any
         if addressFamily == socket.AF_UNIX:
-            adopt = UnixPort._fromListeningDescriptor
+            adopt = SharedUnixPort._fromListeningDescriptor
             listening = adopt(self._reactor, fileDescriptor, factory)
         else:
-            adopt = Port._fromListeningDescriptor
+            adopt = SharedPort._fromListeningDescriptor
             listening = adopt(self._reactor, fileDescriptor, addressFamily, factory)
         listening.startListening()
         return listening

@@ -1,8 +1,8 @@
 """The admin port: HTTP with the metrics, the tunnel's health, and a status page.
 
-Everything here is answered from what `ops.metrics` counts and from a `State`. Beyond loopback
-only health is told to those without the token; on loopback a page of some web site, whose name
-was made to point here, is told by its Host header and refused.
+Everything here is answered from what was counted, and from a `State` (both of `ops.metrics`).
+Beyond loopback only health is told to those without the token; on loopback a page of some web
+site, whose name was made to point here, is told by its Host header and refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Cooperator
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -37,23 +38,23 @@ _HTML: Final = "text/html; charset=utf-8"
 
 
 def site(
-    metrics: Metrics,
-    state: Callable[[], State],
+    read: Callable[[], Deferred[Metrics]],
+    responsive: Callable[[], bool],
     *,
     token: Secret | None,
     reactor: Any,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Site:
-    """What to listen with. `state` becomes the source of the gauges of `metrics`, too.
+    """What to listen with.
 
-    `token` opens everything beyond loopback. `clock` measures the time spent on rendering.
-    Raises `ValueError` for an empty token, which would be no lock at all.
+    `read` gives the metrics, which know their state, as they are now; `responsive` says whether
+    all loops turn. `token` opens everything beyond loopback. `clock` measures the time spent on
+    rendering. Raises `ValueError` for an empty token, which would be no lock at all.
     """
     if token is not None and not token.reveal():
         raise ValueError("the token of the admin port is empty")
-    metrics.watch(state)
     return _QuietSite(  # type: ignore[no-untyped-call]
-        Admin(Exposition(metrics), state, token, reactor, clock),
+        Admin(read, responsive, token, reactor, clock),
         requestFactory=_BodylessRequest,
         reactor=reactor,
         parsePOSTFormSubmission=False,
@@ -81,43 +82,45 @@ class Admin(Resource):
 
     def __init__(
         self,
-        metrics: Exposition,
-        state: Callable[[], State],
+        read: Callable[[], Deferred[Metrics]],
+        responsive: Callable[[], bool],
         token: Secret | None,
         reactor: Any,
         clock: Callable[[], float],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._metrics = metrics
-        self._state = state
+        self._read = read
+        self._responsive = responsive
         self._token = token
         self._clock = clock
         self._cooperator = Cooperator(
             terminationPredicateFactory=self._turn,
             scheduler=lambda call: reactor.callLater(0, call),
         )
-        self._pages: dict[bytes, Callable[[Any, bool], None]] = {
+        self._pages: dict[bytes, Callable[[Any, bool, Metrics], None]] = {
             b"/": self._index,
             b"/metrics": self._exposition,
-            b"/healthz": self._health,
             b"/readyz": self._readiness,
         }
 
     def render(self, request: Any) -> int:
         """Answer a request, or refuse it; whoever is refused learns nothing else."""
         near = is_loopback(request.getHost())
+        health = request.path == b"/healthz"
         page = self._pages.get(request.path)
         if near and not _names_loopback(request):
             _answer(request, 403, _TEXT, "this Host is not served here\n")
-        elif page is None:
+        elif page is None and not health:
             _answer(request, 404, _TEXT, "not found\n")
         elif request.method not in (b"GET", b"HEAD"):
             request.setHeader(b"allow", b"GET, HEAD")
             _answer(request, 405, _TEXT, "GET and HEAD only\n")
+        elif page is None:
+            self._health(request)
         else:
             trusted = near or self._bears_token(request)
-            if trusted or request.path in (b"/healthz", b"/readyz"):
-                page(request, trusted)
+            if trusted or request.path == b"/readyz":
+                self._show(page, request, trusted)
             elif self._token is None:
                 _answer(request, 403, _TEXT, "without a token served on loopback only\n")
             else:
@@ -133,25 +136,41 @@ class Admin(Resource):
             and hmac.compare_digest(token.strip(), self._token.reveal())
         )
 
+    def _show(
+        self, page: Callable[[Any, bool, Metrics], None], request: Any, trusted: bool
+    ) -> None:
+        """Show a page, unless whoever asked for it has gone meanwhile."""
+        gone: list[Failure] = []
+        request.notifyFinish().addErrback(gone.append)
+
+        def show(metrics: Metrics) -> None:
+            if not gone:
+                page(request, trusted, metrics)
+
+        self._read().addCallback(show).addErrback(self._failed, request)
+
     # Pages
 
-    def _health(self, request: Any, trusted: bool) -> None:
-        _answer(request, 200, _TEXT, "ok\n")
+    def _health(self, request: Any) -> None:
+        if self._responsive():
+            _answer(request, 200, _TEXT, "ok\n")
+        else:
+            _answer(request, 503, _TEXT, "a worker does not answer\n")
 
-    def _readiness(self, request: Any, trusted: bool) -> None:
-        state = self._state()
+    def _readiness(self, request: Any, trusted: bool, metrics: Metrics) -> None:
+        state = _state(metrics)
         code = 200 if state.ready else 503
         if trusted:
             _answer(request, code, _JSON, json.dumps(asdict(state), indent=2) + "\n")
         else:
             _answer(request, code, _TEXT, "ready\n" if state.ready else "not ready\n")
 
-    def _index(self, request: Any, trusted: bool) -> None:
+    def _index(self, request: Any, trusted: bool, metrics: Metrics) -> None:
         request.setHeader(b"content-security-policy", b"default-src 'none'")
-        _answer(request, 200, _HTML, _status_page(self._state()))
+        _answer(request, 200, _HTML, _status_page(_state(metrics)))
 
-    def _exposition(self, request: Any, trusted: bool) -> None:
-        content_type, pieces = self._metrics.render(request.getHeader("accept") or "")
+    def _exposition(self, request: Any, trusted: bool, metrics: Metrics) -> None:
+        content_type, pieces = Exposition(metrics).render(request.getHeader("accept") or "")
         if request.method == b"HEAD":
             _answer(request, 200, content_type, None)
             return
@@ -167,6 +186,12 @@ class Admin(Resource):
     def _turn(self) -> Callable[[], bool]:
         end = self._clock() + TURN
         return lambda: self._clock() >= end
+
+
+def _state(metrics: Metrics) -> State:
+    state = metrics.state()
+    assert state is not None, "nobody to ask"
+    return state
 
 
 def is_loopback(address: Any) -> bool:

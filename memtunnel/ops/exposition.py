@@ -13,10 +13,8 @@ from itertools import accumulate, islice
 from typing import Final, Literal, NamedTuple, cast
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
@@ -31,6 +29,7 @@ from memtunnel.ops.metrics import (
     ServerState,
     State,
 )
+from memtunnel.ops.processes import GarbageCollection, Processes
 
 
 class Exposition:
@@ -39,8 +38,8 @@ class Exposition:
     def __init__(self, metrics: Metrics) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Tunnel(metrics))
-        ProcessCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+        self.registry.register(Processes(metrics))
+        self.registry.register(GarbageCollection(metrics))
 
     def render(self, accept: str) -> tuple[str, Iterator[bytes]]:
         """The content type for an Accept header, and the text in pieces.
@@ -118,6 +117,12 @@ class _Tunnel:
 
 
 def _samples(family: Family, metrics: Metrics, state: State | None) -> Iterator[Sample]:
+    if family.by_worker and state is not None and state.workers:
+        for number, worker in state.workers.items():
+            for values, value in family.read(metrics, worker):
+                labels = dict(zip((*family.labels, "worker"), (*values, number), strict=True))
+                yield Sample(family.name, labels, cast(float, value))
+        return
     for values, value in family.read(metrics, state):
         labels = dict(zip(family.labels, values, strict=True))
         if isinstance(value, Histogram):
@@ -159,6 +164,8 @@ class Family(NamedTuple):
     labels: tuple[str, ...]
     help: str
     read: Read
+    by_worker: bool = False
+    """Of several workers' gauges the sum says nothing: each is told, with a label `worker`."""
 
 
 def _servers(read: Callable[[ServerMetrics], Reading]) -> Read:
@@ -260,14 +267,16 @@ FAMILIES: Final = (
            _servers(lambda server: _used_one(server.queue_duration))),
     Family("memtunnel_queue_oldest_seconds", "gauge", ("server",),
            "How long the oldest request that waits has waited.",
-           _server_states(lambda server: _one(server.queue_oldest_seconds))),
+           _server_states(lambda server: _one(server.queue_oldest_seconds)),
+           by_worker=True),
     Family("memtunnel_degraded_replies_total", "counter", ("command", "reason"),
            "Replies made up by the tunnel for want of a server's answer.",
            lambda metrics, state: list(metrics.degraded_replies.items())),
     # Connections to servers
     Family("memtunnel_upstream_up", "gauge", ("server",),
            "Whether the server has a warm connection.",
-           _server_states(lambda server: _one(server.up))),
+           _server_states(lambda server: _one(server.up)),
+           by_worker=True),
     Family("memtunnel_upstream_connections", "gauge", ("server", "state"),
            "Connections to the server, by state.",
            _server_states(lambda server: _tally(server.connections))),
@@ -285,7 +294,8 @@ FAMILIES: Final = (
            _server_states(lambda server: _one(server.tombstones))),
     Family("memtunnel_upstream_breaker_open", "gauge", ("server",),
            "Whether the server is known to be down, so that nothing waits for it.",
-           _server_states(lambda server: _one(server.breaker_open))),
+           _server_states(lambda server: _one(server.breaker_open)),
+           by_worker=True),
     Family("memtunnel_upstream_connects_total", "counter", ("server", "result"),
            "Attempts to connect: ok, or why not.",
            _servers(lambda server: _tally(server.connects))),
@@ -318,11 +328,13 @@ FAMILIES: Final = (
            _server_states(lambda server: (((server.verify,), 1),))),
     Family("memtunnel_tls_info", "gauge", ("server", "version", "cipher"),
            "What TLS agreed on with the server; always 1.",
-           _server_states(lambda server: () if server.tls is None else ((server.tls, 1),))),
+           _server_states(lambda server: () if server.tls is None else ((server.tls, 1),)),
+           by_worker=True),
     Family("memtunnel_tls_certificate_not_after_timestamp_seconds", "gauge", ("server",),
            "When the server's certificate expires, in seconds since the epoch.",
            _server_states(lambda server: () if server.certificate_not_after is None
-                          else _one(server.certificate_not_after))),
+                          else _one(server.certificate_not_after)),
+           by_worker=True),
     # Local clients
     Family("memtunnel_client_connections", "gauge", ("listener",),
            "Clients that are connected.",

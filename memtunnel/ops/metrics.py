@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from memtunnel.core.outcomes import STATUS_WORDS
@@ -78,7 +78,7 @@ class Histogram:
         self.sum += value
 
 
-class _Command:
+class Command:
     """What is counted for one command word of one server."""
 
     __slots__ = ("duration", "statuses")
@@ -115,7 +115,7 @@ class ServerMetrics:
     )
 
     def __init__(self) -> None:
-        self.commands = {word: _Command() for word in dict.fromkeys(COMMANDS)}
+        self.commands = {word: Command() for word in dict.fromkeys(COMMANDS)}
         # Opcodes of one word share one entry: nothing has to be added up at a scrape.
         self._by_opcode = tuple(self.commands[word] for word in COMMANDS)
         self.upstream_duration = Histogram()
@@ -229,7 +229,7 @@ class ServerState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """The tunnel at the time of a scrape; `servers` by name."""
+    """The tunnel, or one of its workers, at the time of a scrape; `servers` by name."""
 
     ready: bool
     draining: bool
@@ -239,6 +239,12 @@ class State:
     client_connections_max: int
     config_last_reload_successful: bool
     servers: Mapping[str, ServerState]
+    clients: int = 0
+    uptime: float = 0.0
+    """Seconds since the start."""
+    pid: int = 0
+    workers: Mapping[str, State] = field(default_factory=dict)
+    """By number, where the tunnel has workers in processes of their own."""
 
 
 class Build(NamedTuple):
@@ -260,6 +266,8 @@ class Metrics:
         self.listeners: dict[str, ListenerMetrics] = {}
         self.degraded_replies: dict[tuple[str, str], int] = {}
         self.event_loop_lag = Histogram()
+        self.garbage: dict[str, int] = {}
+        """What garbage collectors did, of workers that are processes of their own."""
         self.local = self.server(LOCAL)
         self._state: Callable[[], State] | None = None
 

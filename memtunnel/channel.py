@@ -1,0 +1,124 @@
+"""What the tunnel and a worker process tell each other, and how: messages over a socket pair.
+
+The tunnel begins with `Begin`. It then asks for a `Reading` once a second and before each
+scrape, and in the end says `Drain`, and `Stop` if that should not take its time. A worker says
+what is to be logged (`Said`), and when it has room for clients and when not (`Room`). When the
+other side is gone, so is the channel.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+from collections.abc import Callable
+from copyreg import pickle as pickles
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.protocols.basic import Int32StringReceiver
+from twisted.python.failure import Failure
+
+from memtunnel.config import Config
+from memtunnel.ops.metrics import State
+
+
+def _frozen(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(mapping)
+
+
+# A configuration is frozen all the way down, by what pickle does not know.
+pickles(MappingProxyType, lambda mapping: (_frozen, (dict(mapping),)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begin:
+    """Serve. The sockets to accept clients from are open already."""
+
+    config: Config
+    """What this worker is to do: its own part of what is divided among all."""
+    roots: tuple[bytes, ...] | None
+    """The roots to trust, in PEM; None for the system's."""
+    max_clients: int
+    sockets: tuple[tuple[int, int], ...]
+    """Descriptors of the listening sockets, and their address families."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """Send a `Reading` with this number."""
+
+    number: int
+    description: tuple[tuple[str, str], ...]
+    """What ``STAT memtunnel`` says of all workers together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drain:
+    """Serve on until no client is left or the time is up, then end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """End now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The answer to `Ask`."""
+
+    number: int
+    counts: Any
+    """As `ops.totals.counts` gives them."""
+    state: State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """Whether there is room for a client more."""
+
+    left: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """A line for the log."""
+
+    level: str
+    words: str
+
+
+class Channel(Int32StringReceiver):
+    """One end. `told` gets each message, `ended` is called when the other end is gone."""
+
+    #: More than the counts of hundreds of servers.
+    MAX_LENGTH = 64 << 20
+
+    transport: Any
+
+    def __init__(self, told: Callable[[Any], None], ended: Callable[[], None]) -> None:
+        self._told = told
+        self._ended = ended
+
+    def tell(self, message: Any) -> None:
+        if self.connected:
+            self.sendString(pickle.dumps(message))  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Close it once all is sent that was told; `ended` says when."""
+        self.transport.loseConnection()
+
+    def stringReceived(self, string: bytes) -> None:
+        # Only this program's own processes hold an end of it.
+        self._told(pickle.loads(string))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._ended()
+
+
+def attach(reactor: Any, descriptor: int, channel: Channel) -> None:
+    """Let `channel` speak over one end of a socket pair, which the caller still has to close."""
+    factory = Factory.forProtocol(lambda: channel)
+    factory.noisy = False
+    reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, factory)

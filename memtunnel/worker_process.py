@@ -1,0 +1,142 @@
+"""A worker in a process of its own, started by `workers`; not for people to call.
+
+It accepts from sockets that it inherited, answers what it is asked over its channel, and sends
+what it has to log. It leaves SIGTERM to its parent, which says over the channel what is to be
+done: platforms send the signal to all processes. When its parent is gone it serves its clients
+on for the time of a drain, and accepts nobody: a new tunnel may want the ports.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any, Final, cast
+
+from twisted.internet.ssl import Certificate
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogBeginner
+
+from memtunnel.channel import Ask, Begin, Channel, Drain, Reading, Room, Said, Stop, attach
+from memtunnel.net.loop import drive, keep_monotonic_time
+from memtunnel.net.transports import SendAtOnceReactor
+from memtunnel.net.turn import Turn
+from memtunnel.ops.totals import counts, garbage
+from memtunnel.worker import Worker
+
+#: The descriptor of the channel, the first behind the standard ones.
+CHANNEL: Final = 3
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until told to end."""
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    keep_monotonic_time(reactor)
+    process = WorkerProcess(reactor)
+    globalLogBeginner.beginLoggingTo([cast(Any, process.log)], redirectStandardIO=False)
+    try:
+        attach(reactor, CHANNEL, process.channel)
+    except OSError:
+        print("memtunnel worker: only the tunnel itself starts workers", file=sys.stderr)
+        return 1
+    os.close(CHANNEL)
+    reactor.run(installSignalHandlers=False)
+    return 0
+
+
+class WorkerProcess:
+    """The worker and its channel."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._worker: Worker | None = None
+        self._ports: list[Any] = []
+        self._has_room = True
+        self._description: tuple[tuple[str, str], ...] = ()
+        self._round = 0
+        self.channel = Channel(self._told, self._orphaned)
+
+    def log(self, event: LogEvent) -> None:
+        """Send what is to be logged."""
+        if event["log_namespace"] != "memtunnel" and event["log_level"] < LogLevel.warn:
+            return  # Twisted tells of each port, which the parent has told of already
+        words = formatEvent(event)
+        if "log_failure" in event:
+            words = f"{words}\n{event['log_failure'].getTraceback()}"
+        self.channel.tell(Said(level=event["log_level"].name, words=words))
+
+    def _told(self, message: Any) -> None:
+        worker = self._worker
+        if isinstance(message, Begin):
+            self._begin(message)
+        elif isinstance(message, Ask) and worker is not None:
+            self._description = message.description
+            self._round = message.number
+            self._send_reading(worker)
+        elif isinstance(message, Drain) and worker is not None:
+            worker.drain().addCallback(self._end)
+        elif isinstance(message, Drain | Stop):
+            self._end()
+
+    def _begin(self, begin: Begin) -> None:
+        roots = begin.roots
+        turn = Turn(self._reactor)
+        drive(self._reactor, turn)
+        worker = self._worker = Worker(
+            begin.config,
+            self._reactor,
+            None if roots is None else [Certificate.loadPEM(root) for root in roots],
+            turn,
+            begin.max_clients,
+        )
+        own = worker.tunnel.describe
+        worker.tunnel.describe = lambda: self._description or own()
+        eager = SendAtOnceReactor(self._reactor)
+        for descriptor, family in begin.sockets:
+            listener = worker.listener()
+            listener.changed = self._look_for_room
+            port = eager.adoptStreamPort(descriptor, family, listener)
+            os.close(descriptor)  # the port has one of its own
+            worker.serve(listener, port)
+            self._ports.append(port)
+        worker.start()
+
+    def _send_reading(self, worker: Worker) -> None:
+        worker.metrics.garbage = garbage()
+        self.channel.tell(
+            Reading(number=self._round, counts=counts(worker.metrics), state=worker.status.state())
+        )
+
+    def _look_for_room(self) -> None:
+        """Leave those to come to the other workers while there is no room here."""
+        assert self._worker is not None
+        status = self._worker.status
+        left = status.clients < status.max_clients
+        if left != self._has_room:
+            self._has_room = left
+            for port in self._ports:
+                if port.connected:
+                    (port.startReading if left else port.stopReading)()
+            self.channel.tell(Room(left=left))
+
+    def _orphaned(self) -> None:
+        worker = self._worker
+        if worker is None:
+            self._end()
+        elif not worker.status.draining:
+            for port in self._ports:
+                port.stopListening()
+            worker.drain().addCallback(self._end)
+
+    def _end(self, _: object = None) -> None:
+        """Close everything, the channel last: what was said there has to arrive."""
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            self._send_reading(worker)
+            worker.stop()
+            self.channel.close()
+        elif self._reactor.running:
+            self._reactor.stop()

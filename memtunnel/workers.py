@@ -1,0 +1,335 @@
+"""Several workers, each in a process of its own, that look like one to the service.
+
+They accept from the same ports, which stay open here: while a worker that has ended is replaced,
+the others take its clients, and nobody is turned away. What they count is added up; what a
+worker had counted when it ended stays in the sums.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from random import SystemRandom
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
+from twisted.internet.protocol import ProcessProtocol, connectionDone
+from twisted.internet.ssl import Certificate
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+
+from memtunnel.addresses import address_of
+from memtunnel.channel import Ask, Begin, Channel, Drain, Reading, Room, Said, Stop, attach
+from memtunnel.config import Config
+from memtunnel.core.pacing import Pacing
+from memtunnel.net.downstream import Refusing
+from memtunnel.ops import totals
+from memtunnel.ops.metrics import Metrics, State
+from memtunnel.status import describe
+from memtunnel.worker import new_metrics
+from memtunnel.worker_process import CHANNEL
+
+#: Seconds between two readings of all workers.
+TICK: Final = 1.0
+#: Seconds that a scrape waits for workers that are busy; then it gets what they said last.
+PATIENCE: Final = 0.25
+#: Seconds after which a worker that says nothing is no longer taken for responsive.
+SILENCE: Final = 5.0
+#: Seconds that workers have to end when told to end at once.
+FAREWELL: Final = 1.0
+#: Seconds that they have for it after a drain: more than their clients are given.
+AFTERMATH: Final = 70.0
+
+
+class Workers:
+    """`config` is that of the whole tunnel, with the servers and the login to use.
+
+    `roots` are trusted (None: the system's). At most `max_clients` are served in all. `environ`
+    is what the processes get.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        reactor: Any,
+        roots: list[Certificate] | None,
+        max_clients: int,
+        environ: Mapping[str, str],
+    ) -> None:
+        self._config = config
+        self._reactor = reactor
+        self._roots = None if roots is None else tuple(root.dumpPEM() for root in roots)
+        self._max_clients = max_clients
+        # A worker is this very program, wherever it was found.
+        self._environ = {**environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._log = Logger(namespace="memtunnel")
+        self._began = reactor.seconds()
+        self._ports: list[Any] = []
+        self.listeners: list[Refusing] = []
+        self._workers: dict[int, WorkerProtocol] = {}
+        """By number, those whose process runs."""
+        self._pacing = Pacing(SystemRandom().uniform)
+        self._kept = new_metrics(reactor)
+        """What is counted here, and what those had counted that have ended."""
+        self._draining: Deferred[None] | None = None
+        self._stopping: Deferred[None] | None = None
+        self._round = 0
+        self._readers: list[Deferred[Metrics]] = []
+        self._overdue: Any = None
+        """The timer of the round that is not complete yet."""
+        self._loop = LoopingCall(self._ask)
+        self._loop.clock = reactor
+
+    # As the service sees them
+
+    def listener(self) -> Refusing:
+        """The factory for a port that is about to be opened; then it is `serve`d."""
+        return Refusing(self._reactor, self._warn)
+
+    def serve(self, listener: Refusing, port: Any) -> None:
+        """Let the workers accept from this port, which is closed when they stop."""
+        listener.address = address_of(port)
+        listener.counts = self._kept.listener(listener.address)
+        port.stopReading()
+        self._ports.append(port)
+        self.listeners.append(listener)
+
+    def start(self) -> None:
+        """Start the processes, as soon as the reactor runs."""
+        for number in range(1, self._config.workers + 1):
+            self._reactor.callWhenRunning(self._spawn, number)
+        self._loop.start(TICK, now=False)
+
+    def read(self) -> Deferred[Metrics]:
+        """What all have counted, and their state, once they have answered."""
+        reader: Deferred[Metrics] = Deferred()
+        self._readers.append(reader)
+        self._ask()
+        return reader
+
+    @property
+    def responsive(self) -> bool:
+        """Whether the loops of all turn."""
+        now = self._reactor.seconds()
+        return all(now - worker.heard < SILENCE for worker in self._workers.values())
+
+    def drain(self) -> Deferred[None]:
+        """Let each serve on until it has no client, or the time is up.
+
+        Fires when all have ended.
+        """
+        drained = self._draining = Deferred()
+        for worker in self._workers.values():
+            worker.channel.tell(Drain())
+        # From then on no worker accepts any more, and nobody should wait for one that does.
+        time = self._config.drain_timeout
+        self._reactor.callLater(time, self._close_ports)
+        self._reactor.callLater(time + AFTERMATH, self._kill)
+        self._tell_the_end()
+        return drained
+
+    def stop(self) -> Deferred[Any]:
+        """End all now. Fires when they have ended."""
+        self._stopping = Deferred()
+        if self._loop.running:
+            self._loop.stop()
+        for worker in self._workers.values():
+            worker.channel.tell(Stop())
+        kill = self._reactor.callLater(FAREWELL, self._kill)
+        self._stopping.addCallback(lambda _: kill.active() and kill.cancel())
+        closing = [self._stopping, *self._close_ports()]
+        self._tell_the_end()
+        return DeferredList(closing)
+
+    def _close_ports(self) -> list[Deferred[Any]]:
+        ports, self._ports = self._ports, []
+        return [maybeDeferred(port.stopListening) for port in ports]
+
+    def _kill(self) -> None:
+        for worker in self._workers.values():
+            self._warn(f"worker {worker.number} does not end: it is killed")
+            with suppress(ProcessExitedAlready):
+                worker.transport.signalProcess("KILL")
+
+    def _warn(self, words: str) -> None:
+        self._log.warn("{words}", words=words)
+
+    # Reading them
+
+    def _ask(self) -> None:
+        """Begin a round: ask all for a reading, unless that is under way."""
+        if self._overdue is not None:
+            return
+        self._round += 1
+        description = tuple(describe(self._state()))
+        for worker in self._workers.values():
+            worker.channel.tell(Ask(number=self._round, description=description))
+        self._overdue = self._reactor.callLater(PATIENCE, self._end_round)
+        self._look_at_round()
+
+    def _look_at_round(self) -> None:
+        """End the round if all have answered."""
+        if self._overdue is not None and all(
+            worker.reading is not None and worker.reading.number == self._round
+            for worker in self._workers.values()
+        ):
+            self._overdue.cancel()
+            self._end_round()
+
+    def _end_round(self) -> None:
+        self._overdue = None
+        readers, self._readers = self._readers, []
+        if readers:
+            metrics = self._sum()
+            for reader in readers:
+                reader.callback(metrics)
+
+    def _sum(self) -> Metrics:
+        state = self._state()
+        metrics = new_metrics(self._reactor)
+        metrics.watch(lambda: state)
+        totals.add(metrics, totals.counts(self._kept))
+        for worker in self._workers.values():
+            if worker.reading is not None:
+                totals.add(metrics, worker.reading.counts)
+        return metrics
+
+    def _state(self) -> State:
+        states = {
+            str(number): worker.reading.state
+            for number, worker in sorted(self._workers.items())
+            if worker.reading is not None
+        }
+        together = totals.together(
+            states, self._config.workers, draining=self._draining is not None
+        )
+        return replace(together, pid=os.getpid(), uptime=self._reactor.seconds() - self._began)
+
+    # What becomes of one
+
+    def _spawn(self, number: int) -> None:
+        if self._draining is not None or self._stopping is not None:
+            return
+        worker = WorkerProtocol(self, number, self._reactor.seconds)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            descriptors = [0, 1, 2, theirs.fileno(), *(port.fileno() for port in self._ports)]
+            self._reactor.spawnProcess(
+                worker,
+                sys.executable,
+                [sys.executable, "-m", "memtunnel", "worker"],
+                env=self._environ,
+                childFDs=dict(enumerate(descriptors)),
+            )
+            attach(self._reactor, ours.fileno(), worker.channel)
+        self._workers[number] = worker
+        worker.channel.tell(self._begin(number))
+        worker.channel.tell(Ask(number=self._round, description=()))
+
+    def _begin(self, number: int) -> Begin:
+        """What a worker is told first: its part of what is divided."""
+        count = self._config.workers
+        families = [getattr(port, "addressFamily", socket.AF_UNIX) for port in self._ports]
+        # What does not divide evenly goes to the first ones.
+        more = number <= self._max_clients % count
+        return Begin(
+            config=replace(self._config, max_buffer=self._config.max_buffer // count),
+            roots=self._roots,
+            max_clients=self._max_clients // count + more,
+            sockets=tuple(enumerate(families, CHANNEL + 1)),
+        )
+
+    def told(self, worker: WorkerProtocol, message: object) -> None:
+        """A worker said something."""
+        if isinstance(message, Reading):
+            if worker.reading is None:
+                self._pacing.succeeded()
+            worker.reading = message
+            self._look_at_round()
+        elif isinstance(message, Room):
+            worker.full = not message.left
+            self._look_for_room()
+        elif isinstance(message, Said):
+            self._log.emit(
+                LogLevel.lookupByName(message.level),
+                "worker {number}: {words}",
+                number=worker.number,
+                words=message.words,
+            )
+
+    def ended(self, worker: WorkerProtocol, how: str) -> None:
+        """A worker's process is gone: keep what it counted, put another in its place."""
+        del self._workers[worker.number]
+        if worker.reading is not None:
+            totals.add(self._kept, worker.reading.counts)
+            for listener in self._kept.listeners.values():
+                listener.connections = 0  # they went with it
+        self._look_for_room()
+        self._look_at_round()
+        self._tell_the_end()
+        if self._draining is None and self._stopping is None:
+            self._warn(f"worker {worker.number} has ended: {how}; another takes its place")
+            now = self._reactor.seconds()
+            self._pacing.failed(now)
+            self._reactor.callLater(self._pacing.not_before - now, self._spawn, worker.number)
+
+    def _look_for_room(self) -> None:
+        """While all workers are full, clients are accepted here, and closed at once."""
+        full = len(self._workers) == self._config.workers and all(
+            worker.full for worker in self._workers.values()
+        )
+        for port in self._ports:
+            (port.startReading if full else port.stopReading)()
+
+    def _tell_the_end(self) -> None:
+        if not self._workers:
+            for waiting in (self._draining, self._stopping):
+                if waiting is not None and not waiting.called:
+                    waiting.callback(None)
+
+
+class WorkerProtocol(ProcessProtocol):
+    """One worker's process, and what it said last."""
+
+    transport: Any
+
+    def __init__(self, workers: Workers, number: int, seconds: Any) -> None:
+        self._workers = workers
+        self._seconds = seconds
+        self.number = number
+        self.reading: Reading | None = None
+        self.full = False
+        self.heard: float = seconds()
+        """When it said something last."""
+        self.channel = Channel(self._told, self._channel_ended)
+        self._how: str | None = None
+        self._silent = False
+
+    def _told(self, message: object) -> None:
+        self.heard = self._seconds()
+        self._workers.told(self, message)
+
+    def processEnded(self, reason: Failure = connectionDone) -> None:
+        ended: Any = reason.value
+        if reason.check(ProcessDone):
+            self._how = "exit status 0"
+        elif ended.signal is not None:
+            self._how = f"signal {ended.signal}"
+        else:
+            self._how = f"exit status {ended.exitCode}"
+        self._look_whether_ended()
+
+    def _channel_ended(self) -> None:
+        self._silent = True
+        self._look_whether_ended()
+
+    def _look_whether_ended(self) -> None:
+        """It has ended when all that it said is here."""
+        if self._how is not None and self._silent:
+            self._workers.ended(self, self._how)
