@@ -200,10 +200,12 @@ class Counts:
         sent: float,
         received: float,
         now: float,
+        number: int = 1,
     ) -> None:
+        assert number > 0
         assert arrived <= received <= now
         assert not sent or arrived <= sent <= received
-        self.settled.append((command, STATUS_WORDS[status]))
+        self.settled += [(command, STATUS_WORDS[status])] * number
 
 
 @dataclass

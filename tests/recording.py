@@ -9,7 +9,7 @@ from typing import Any
 from memtunnel.core.lane import Lane
 from memtunnel.core.mux import Multiplexer
 from memtunnel.core.outcomes import Reason
-from memtunnel.core.request import Request
+from memtunnel.core.request import Request, one_by_one
 from memtunnel.wire.binary import (
     HEADER_LENGTH,
     LOUD,
@@ -25,15 +25,22 @@ from memtunnel.wire.binary import (
 UNSERVED = "unserved"
 
 
+def bare(frame: bytes) -> bytes:
+    """A frame without its opaque: some answers bear the owner's, others the connection's."""
+    return frame[:12] + frame[16:]
+
+
 class Recorder:
     """An `Owner` that notes outcomes, and insists that each request of its has one at most."""
 
     def __init__(self) -> None:
         self.outcomes: list[tuple[Request, bytes | Reason | str]] = []
-        """In their order: the (last) frame of the answer, why there is none, or `UNSERVED`."""
+        """In their order: the answer's (last) frame, bare; why there is none; or `UNSERVED`."""
         self.statistics: list[tuple[Request, bytes]] = []
         """The frames of STATs but their last."""
         self.growth: list[tuple[Request, int]] = []
+        self.runs: list[list[Request]] = []
+        """Requests that were answered together, even if it was only one."""
 
     def answered(
         self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
@@ -45,7 +52,15 @@ class Recorder:
             assert request.answer is None
             self.statistics.append((request, frame))
         else:
-            self._settle(request, frame)
+            self._settle(request, bare(frame))
+
+    def all_answered(
+        self, requests: list[Request], data: bytearray, start: int, stop: int, now: float
+    ) -> None:
+        frames = split(bytes(data[start:stop]))[0]
+        assert [frame.opaque for frame in frames] == [request.opaque for request in requests]
+        self.runs.append(requests)
+        one_by_one(self.answered, requests, data, start, now)
 
     def failed(self, request: Request, reason: Reason, now: float) -> None:
         self._settle(request, Reason(reason))
@@ -87,7 +102,14 @@ class Counts:
         self.retries: dict[str, int] = {}
 
     def answered(
-        self, command: int, status: int, arrived: float, sent: float, received: float, now: float
+        self,
+        command: int,
+        status: int,
+        arrived: float,
+        sent: float,
+        received: float,
+        now: float,
+        number: int = 1,
     ) -> None:
         raise AssertionError("settled requests are counted by their owners")
 

@@ -5,7 +5,7 @@ connection that says anything else is distrusted, and nothing from there on is d
 """
 
 import pytest
-from recording import Counts, Peer, Recorder, ask
+from recording import Counts, Peer, Recorder, ask, bare
 
 from memtunnel.core.budget import Budget
 from memtunnel.core.lane import Lane
@@ -121,9 +121,28 @@ def test_p1_each_answer_reaches_the_owner_of_its_request(opcode: Opcode) -> None
     answers = [answer(LOUD[opcode], frame.opaque, cas=n) for n, frame in enumerate((one, two))]
     data = 0 if opcode == Opcode.STAT else 2
     assert peer.mux.receive(answers[1] + answers[0], 3.0) == data
-    assert mine.outcomes == [(first, answers[0])]
-    assert other.outcomes == [(second, answers[1])]
+    assert mine.outcomes == [(first, bare(answers[0]))]
+    assert other.outcomes == [(second, bare(answers[1]))]
     assert (peer.mux.load, lane.in_flight) == (0, 0)
+
+
+def test_p1_successes_in_a_row_are_told_together_to_whom_they_belong() -> None:
+    peer = Peer()
+    one, other = Recorder(), Recorder()
+    keys = [b"one1", b"one2", b"oth1", b"one3", b"miss", b"one4", b"one5"]
+    sent = [ask(other if key == b"oth1" else one, Opcode.GET, key) for key in keys]
+    for request in sent:
+        peer.mux.send(request)
+    peer.read()
+    said = [
+        peer.answer(key, status=Status.NOT_FOUND if key == b"miss" else Status.OK) for key in keys
+    ]
+    peer.mux.receive(b"".join(said), 3.0)
+    assert one.runs == [sent[0:2], sent[3:4], sent[5:7]]
+    assert other.runs == [sent[2:3]]
+    outcomes = list(zip(sent, map(bare, said), strict=True))
+    assert other.outcomes == outcomes[2:3]
+    assert one.outcomes == outcomes[0:2] + outcomes[3:]
 
 
 def test_an_answer_may_overtake_the_end_of_its_write(owner: Recorder) -> None:
@@ -149,7 +168,7 @@ def test_answers_cut_anywhere_are_the_same_answers() -> None:
         answered = peer.mux.receive(stream[:cut], 3.0)
         answered += peer.mux.receive(stream[cut:], 3.0)
         assert answered == 3
-        assert [frame for _, frame in owner.outcomes] == frames
+        assert [frame for _, frame in owner.outcomes] == [bare(frame) for frame in frames]
 
 
 def test_an_answer_fed_byte_by_byte_is_one_answer(owner: Recorder) -> None:
@@ -161,7 +180,7 @@ def test_an_answer_fed_byte_by_byte_is_one_answer(owner: Recorder) -> None:
     frame = peer.answer(b"aaaa", extras=bytes(4), key=b"aaaa", value=b"value")
     counts = [peer.mux.receive(bytes((byte,)), 3.0) for byte in frame]
     assert counts == [0] * (len(frame) - 1) + [1]
-    assert owner.outcomes == [(sent, frame)]
+    assert owner.outcomes == [(sent, bare(frame))]
     assert owner.growth == [(sent, len(frame) - 24)]
 
 
@@ -191,7 +210,7 @@ def test_a_stat_is_one_request_until_its_terminator(owner: Recorder) -> None:
     assert owner.statistics == [(sent, line), (sent, line)]
     assert peer.mux.in_flight == 1
     peer.reply(b"aaaa")
-    assert owner.outcome(sent) == peer.answer(b"aaaa")
+    assert owner.outcome(sent) == bare(peer.answer(b"aaaa"))
     assert peer.mux.in_flight == 0
 
 
@@ -203,7 +222,7 @@ def test_a_stat_that_is_refused_is_one_answer(owner: Recorder) -> None:
     peer.read()
     refused = peer.answer(b"aaaa", Status.NOT_FOUND, value=b"Not found")
     peer.mux.receive(refused, 3.0)
-    assert owner.outcomes == [(sent, refused)]
+    assert owner.outcomes == [(sent, bare(refused))]
     assert peer.mux.in_flight == 0
 
 
@@ -221,7 +240,7 @@ def test_an_answer_with_too_large_a_value_is_read_past(owner: Recorder, step: in
     stream = peer.answer(b"aaaa", extras=bytes(4), value=bytes(1001)) + frame
     for position in range(0, len(stream), step):
         peer.mux.receive(stream[position : position + step], 3.0)
-    assert owner.outcomes == [(large, Reason.TOO_LARGE), (exact, frame)]
+    assert owner.outcomes == [(large, Reason.TOO_LARGE), (exact, bare(frame))]
     assert peer.mux.load == 0
 
 
@@ -296,7 +315,7 @@ def test_a_tombstone_answered_with_too_large_a_value_is_read_past(owner: Recorde
     peer.mux.abandon(given_up, 3.0)
     frame = peer.answer(b"bbbb")
     peer.mux.receive(peer.answer(b"aaaa", value=bytes(11)) + frame, 4.0)
-    assert owner.outcomes == [(other, frame)]
+    assert owner.outcomes == [(other, bare(frame))]
 
 
 def test_a_write_whose_client_has_left_is_still_written(owner: Recorder) -> None:
@@ -413,7 +432,7 @@ def test_auth_failure_loses_the_login_where_every_login_may_ask(
         assert owner.outcomes == []
     else:
         peer.mux.receive(refused, 3.0)
-        assert owner.outcomes == [(sent, refused)]
+        assert owner.outcomes == [(sent, bare(refused))]
 
 
 @pytest.mark.parametrize("cut", [1, 10, 23, 24, 30])
@@ -428,7 +447,7 @@ def test_what_comes_after_the_bad_byte_is_never_delivered(owner: Recorder, cut: 
     at = len(good[0]) + cut
     with pytest.raises(Distrust):
         peer.mux.receive(stream[:at], 3.0)
-    assert [frame for _, frame in owner.outcomes] == good[:1]
+    assert [frame for _, frame in owner.outcomes] == [bare(good[0])]
 
 
 # --- bounds and the end

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from recording import Counts, Recorder, ask
+from recording import Counts, Recorder, ask, bare
 
 from memtunnel.core.budget import Budget
 from memtunnel.core.lane import Lane
@@ -255,7 +255,7 @@ class MuxMachine(RuleBasedStateMachine):
         if wanted and said.oversize:
             self.expected.append((request, Reason.TOO_LARGE))
         elif wanted and said.last:
-            self.expected.append((request, said.frame))
+            self.expected.append((request, bare(said.frame)))
         elif wanted:
             self.statistics.append((request, said.frame))
         if not said.last:

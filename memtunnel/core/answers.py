@@ -9,10 +9,11 @@ requests come from is the session's business.
 from __future__ import annotations
 
 from collections import deque
+from operator import is_not
 from typing import TYPE_CHECKING, Final, Protocol
 
 from memtunnel.core.outcomes import REASON_STATUS, Reason, degraded, passes, status_index
-from memtunnel.core.request import Request
+from memtunnel.core.request import Request, one_by_one
 from memtunnel.wire.binary import (
     GETS,
     HEADER_LENGTH,
@@ -44,7 +45,7 @@ _COUNTED: Final = -1
 class Client(Protocol):
     """The connection of a session."""
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes | bytearray) -> bool:
         """Write answers; whether the client has room for more."""
 
     def look(self) -> None:
@@ -88,7 +89,7 @@ class Answers:
         self._owed: deque[Request] = deque()
         self.owed_bytes = 0
         """Bytes of the requests in `_owed`, and of those of their answers that are coming."""
-        self.out: list[bytes] = []
+        self.out: list[bytes | bytearray] = []
         """What is to be written to the client at the end of this event."""
         self._stored = 0
         """Bytes of answers that wait for earlier ones."""
@@ -121,7 +122,7 @@ class Answers:
         room = True
         out = self.out
         if out and not self.gone:
-            data = b"".join(out)
+            data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
             self._counts.sent_bytes += len(data)
             room = self.client.write(data)
@@ -136,37 +137,6 @@ class Answers:
         return slot
 
     def answered(
-        self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
-    ) -> None:
-        opcode = request.opcode
-        loud = data[start + 1]
-        if (
-            status
-            or opcode != loud
-            or self.choked
-            or (stop - start != HEADER_LENGTH and loud in self.tunnel.bodyless)
-        ):
-            self._answered_otherwise(request, status, data, start, stop, now)
-            return
-        owed = self._owed
-        if owed[0] is not request:
-            frame = data[start : start + 12] + request.opaque + data[start + 16 : stop]
-            self._settle(request, frame, HIT, now)
-            return
-        owed.popleft()
-        out = self.out
-        if not out:
-            self.tunnel.ready.append(self)
-        out += (data[start : start + 12], request.opaque, data[start + 16 : stop])
-        request.answer = b""
-        self.owed_bytes -= request.size
-        lane = request.lane
-        assert lane is not None
-        lane.server.counts.answered(loud, HIT, request.arrived, request.sent, now, now)
-        if owed and owed[0].answer is not None:
-            self._emit(now)
-
-    def _answered_otherwise(
         self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
     ) -> None:
         opcode = request.opcode
@@ -195,6 +165,45 @@ class Answers:
             head = b"\x81" + OPCODE_BYTE[opcode] + data[start + 2 : start + 12]
             frame = head + request.opaque + data[start + 16 : stop]
         self._settle(request, frame, status_index(status), now)
+
+    def all_answered(
+        self, requests: list[Request], data: bytearray, start: int, stop: int, now: float
+    ) -> None:
+        owed = self._owed
+        alike = requests[0]
+        number = len(requests)
+        if self.choked or owed[0] is not alike or (number > 1 and any(map(is_not, owed, requests))):
+            one_by_one(self.answered, requests, data, start, now)
+            return
+        lane = alike.lane
+        assert lane is not None
+        counts = lane.server.counts
+        out = self.out
+        if not out:
+            self.tunnel.ready.append(self)
+        out.append(data[start:stop])
+        if number == 1:
+            owed.popleft()
+            alike.answer = b""
+            self.owed_bytes -= alike.size
+        else:
+            number = 0
+            for request in requests:
+                owed.popleft()
+                request.answer = b""
+                self.owed_bytes -= request.size
+                if (
+                    request.opcode != alike.opcode
+                    or request.sent != alike.sent
+                    or request.arrived != alike.arrived
+                ):
+                    counts.answered(alike.opcode, HIT, alike.arrived, alike.sent, now, now, number)
+                    alike = request
+                    number = 0
+                number += 1
+        counts.answered(alike.opcode, HIT, alike.arrived, alike.sent, now, now, number)
+        if owed and owed[0].answer is not None:
+            self._emit(now)
 
     def failed(self, request: Request, reason: Reason, now: float) -> None:
         key = b""

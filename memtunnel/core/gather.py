@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from memtunnel.core.outcomes import REASON_STATUS, Reason, degraded, passes, status_index
-from memtunnel.core.request import Request
+from memtunnel.core.request import Request, one_by_one
 from memtunnel.wire.binary import QUIET, Frame, Opcode, Status, answer, refusal, split
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class Gather:
             self.failed(request, Reason.REFUSED if refused else Reason.ERROR, now)
         else:
             self._settled(request, status_index(status), now)
+
+    def all_answered(
+        self, requests: list[Request], data: bytearray, start: int, stop: int, now: float
+    ) -> None:
+        one_by_one(self.answered, requests, data, start, now)
 
     def failed(self, request: Request, reason: Reason, now: float) -> None:
         self.answers[self._places[request]].clear()

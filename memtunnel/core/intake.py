@@ -14,16 +14,20 @@ SMALL_FRAME: Final = 1024
 
 
 class Intake:
-    """`since` is when the first byte of the unfinished frame came, 0 where there is none."""
+    """`since` is when the first byte of the unfinished frame came, 0 where there is none.
+
+    `began` is that of the frame whose bytes `feed` returned last. While both are 0, bytes need not
+    go through `feed`: that is so for nearly all reads.
+    """
 
     __slots__ = (
-        "_began",
         "_budget",
         "_buffer",
         "_needed",
         "_reserved",
         "_skip",
         "_then",
+        "began",
         "since",
     )
 
@@ -34,12 +38,12 @@ class Intake:
         self._reserved = 0
         self._skip = 0
         self._then: Callable[[float], None] | None = None
-        self._began = 0.0
+        self.began = 0.0
         self.since = 0.0
 
     def feed(self, data: bytes, now: float) -> bytes:
         """Take bytes; return those that can be looked at, none while more are needed."""
-        self._began = self.since
+        self.began = self.since
         if self._skip:
             skipped = min(self._skip, len(data))
             self._skip -= skipped
@@ -47,7 +51,7 @@ class Intake:
                 return b""
             then, self._then = self._then, None
             self.clear()
-            self._began = 0.0
+            self.began = 0.0
             assert then is not None
             then(now)
             return data[skipped:]
@@ -90,4 +94,4 @@ class Intake:
 
     def _unfinished(self, position: int, now: float) -> None:
         # A frame at the front may have begun with an earlier read.
-        self.since = self._began if position == 0 and self._began else now
+        self.since = self.began if position == 0 and self.began else now

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from memtunnel.core.mux import Multiplexer
+from memtunnel.core.mux import MAX_ENTRIES, MAX_UNSENT, Multiplexer
 from memtunnel.core.outcomes import Reason
 from memtunnel.core.request import Request
 
@@ -46,6 +46,28 @@ class Lane:
         else:
             self.in_flight += 1
             mux.send(request)
+
+    def send_all(self, requests: list[Request], size: int, now: float) -> None:
+        """Send requests of `size` bytes together, or keep those that cannot be sent."""
+        if self.in_flight:
+            self.rebalance()
+        elif not self.waiting:
+            self.mux = self.server.choose()
+            self.moving = False
+        mux = self.mux
+        if (
+            mux is None
+            or mux.draining
+            or self.moving
+            or self.waiting
+            or mux.load + len(requests) > MAX_ENTRIES
+            or mux.unsent_bytes + size > MAX_UNSENT
+        ):
+            for request in requests:
+                self.send(request, now)
+        else:
+            self.in_flight += len(requests)
+            mux.send_all(requests, size)
 
     def rebalance(self) -> None:
         """Leave a connection that carries twice another's load, once nothing is in flight."""

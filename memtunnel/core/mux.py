@@ -10,16 +10,18 @@ from collections.abc import Callable
 from typing import Final
 
 from memtunnel.core.outcomes import Desync, Distrust, Lost, Reason
-from memtunnel.core.request import Request
+from memtunnel.core.request import Owner, Request
 from memtunnel.wire.binary import (
     ANSWER_MAGIC,
+    BODYLESS,
     GETS,
     HEADER_LENGTH,
     LOUD,
     READS,
     Opcode,
     Status,
-    pack_opaque,
+    put_number,
+    put_opaque,
     unpack_answer,
 )
 
@@ -39,6 +41,20 @@ _STAT: Final = int(Opcode.STAT)
 _AUTH_FAILED: Final = int(Status.AUTH_FAILED)
 #: Commands that any login may use: told 0x20, the connection is no longer logged in.
 _LOGIN_PROOF: Final = GETS | {Opcode.NOOP}
+#: By opcode: whether its frame is kept once it is written, to be sent again or for its key.
+_KEPT: Final = tuple(LOUD[opcode] in GETS for opcode in range(256))
+
+
+def _plain_bodies(max_value: int) -> tuple[int, ...]:
+    """By opcode, the longest body of a success that is passed on as it came; -1 for none."""
+    longest = [-1] * 256
+    for opcode in BODYLESS - {Opcode.FLUSH, Opcode.NOOP, Opcode.QUIT} | {Opcode.TOUCH}:
+        longest[opcode] = 0
+    for opcode in (Opcode.INCR, Opcode.DECR):
+        longest[opcode] = 8
+    for opcode in GETS:
+        longest[opcode] = max_value
+    return tuple(longest)
 
 
 class Multiplexer:
@@ -52,6 +68,7 @@ class Multiplexer:
     __slots__ = (
         "_buffer",
         "_entries",
+        "_longest",
         "_max_value",
         "_needed",
         "_next",
@@ -67,6 +84,7 @@ class Multiplexer:
         self._next = first_opaque & _MASK
         self._wake = wake
         self._max_value = max_value
+        self._longest = _plain_bodies(max_value)
         self._entries: dict[int, Request] = {}
         self._unsent: list[Request] = []
         self.unsent_bytes = 0
@@ -107,13 +125,24 @@ class Multiplexer:
         self.load += 1
         self.unsent_bytes += request.size
 
+    def send_all(self, requests: list[Request], size: int) -> None:
+        """Take requests of `size` bytes together, for which it has room."""
+        if not self._unsent:
+            self._wake()
+        for request in requests:
+            request.mux = self
+        self._unsent += requests
+        self.load += len(requests)
+        self.unsent_bytes += size
+
     def take(self, now: float) -> bytes:
         """The bytes to write now. From here on their requests count as written."""
         unsent, self._unsent = self._unsent, []
         self.unsent_bytes = 0
         entries = self._entries
         opaque = self._next
-        parts: list[bytes] = []
+        # Opaques are written over in place: to join the pieces around them costs twice as much.
+        written = bytearray()
         for request in unsent:
             if request.mux is not self:
                 continue  # given up before it was written
@@ -124,12 +153,13 @@ class Multiplexer:
             request.sent = now
             frame = request.frame
             assert frame is not None
-            parts += (frame[:12], pack_opaque(opaque), frame[16:])
+            written += frame
+            put_number(written, len(written) - len(frame) + 12, opaque)
             opaque = (opaque + 1) & _MASK
-            if LOUD[request.opcode] not in GETS:
+            if not _KEPT[request.opcode]:
                 request.frame = None
         self._next = opaque
-        return b"".join(parts)
+        return bytes(written)
 
     def receive(self, data: bytes, now: float) -> int:
         """Match what the server sent, and tell each request's owner.
@@ -148,10 +178,19 @@ class Multiplexer:
             data = bytes(self._buffer)
             self._buffer.clear()
         entries = self._entries
+        answers = bytearray(data)
         answered = 0
         position = 0
         end = len(data)
-        while end - position >= HEADER_LENGTH:
+        while True:
+            before = len(entries)
+            position = self._successes(data, answers, position, now)
+            answered += before - len(entries)
+            if end - position < HEADER_LENGTH:
+                if position < end and data[position] != ANSWER_MAGIC:
+                    raise Distrust(Lost.DESYNC, Desync.MAGIC)
+                self._needed = HEADER_LENGTH
+                break
             magic, opcode, keys, extras, status, body, opaque = unpack_answer(data, position)
             if magic != ANSWER_MAGIC:
                 raise Distrust(Lost.DESYNC, Desync.MAGIC)
@@ -198,15 +237,64 @@ class Multiplexer:
                 self._skip = stop - end
                 return answered
             position = stop
-        else:
-            if position < end and data[position] != ANSWER_MAGIC:
-                raise Distrust(Lost.DESYNC, Desync.MAGIC)
-            self._needed = HEADER_LENGTH
         if position < end:
             self._buffer += data[position:]
         else:
             self._needed = 0
         return answered
+
+    def _successes(self, data: bytes, answers: bytearray, position: int, now: float) -> int:
+        """Deliver the plain successes that begin at `position`; return where they end.
+
+        That is what nearly all answers are. `answers` is `data`, with the opaques of owners in
+        place of ours. What comes in a row for one owner is delivered together: a frame of a
+        pipeline takes 0.6 µs here then, and 1.2 otherwise.
+        """
+        entries = self._entries
+        longest = self._longest
+        run: list[Request] = []
+        owner: Owner | None = None
+        first = position
+        end = len(data)
+        while end - position >= HEADER_LENGTH:
+            magic, opcode, keys, extras, status, body, opaque = unpack_answer(data, position)
+            stop = position + HEADER_LENGTH + body
+            request = entries.get(opaque)
+            # One condition for the usual case; `receive` finds out what it was, if not.
+            if (
+                request is None
+                or request.opcode != opcode
+                or status
+                or magic != ANSWER_MAGIC
+                or not keys + extras <= body <= longest[opcode]
+                or stop > end
+                or request.owner is None
+            ):
+                break
+            if request.owner is not owner:
+                if owner is not None:
+                    self._deliver(owner, run, answers, first, position, now)
+                    run = []
+                owner = request.owner
+                first = position
+            del entries[opaque]
+            put_opaque(answers, position + 12, request.opaque)
+            run.append(request)
+            position = stop
+        if owner is not None:
+            self._deliver(owner, run, answers, first, position, now)
+        return position
+
+    def _deliver(
+        self, owner: Owner, run: list[Request], data: bytearray, start: int, stop: int, now: float
+    ) -> None:
+        lane = run[0].lane
+        self.load -= len(run)
+        if lane is not None:
+            lane.in_flight -= len(run)
+        owner.all_answered(run, data, start, stop, now)
+        if lane is not None and lane.waiting and not lane.in_flight:
+            lane.resume(now)
 
     def abandon(self, request: Request, now: float) -> None:
         """Give up a request that it carries: it times out, or its client has left.

@@ -7,7 +7,10 @@ while in flight is a *tombstone*: nobody owns it, and its late answer is dropped
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
+
+from memtunnel.wire.binary import HEADER_LENGTH
 
 if TYPE_CHECKING:
     from memtunnel.core.lane import Lane
@@ -22,6 +25,14 @@ class Owner(Protocol):
         self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
     ) -> None:
         """The server's answer is the frame ``data[start:stop]``."""
+
+    def all_answered(
+        self, requests: list[Request], data: bytearray, start: int, stop: int, now: float
+    ) -> None:
+        """Loud requests have succeeded: their answers are the frames ``data[start:stop]``.
+
+        They are in the order of `requests`, and bear the owner's opaques already.
+        """
 
     def failed(self, request: Request, reason: Reason, now: float) -> None:
         """There will be no answer from a server."""
@@ -89,3 +100,17 @@ class Request:
         self.answer: bytes | None = None
         self.mux: Multiplexer | None = None
         self.retried = False
+
+
+def one_by_one(
+    answered: Callable[[Request, int, bytes, int, int, float], None],
+    requests: list[Request],
+    data: bytearray,
+    start: int,
+    now: float,
+) -> None:
+    """Tell of successes as of any other answers: `answered` is the owner's."""
+    for request in requests:
+        stop = start + HEADER_LENGTH + int.from_bytes(data[start + 8 : start + 12], "big")
+        answered(request, 0, bytes(data[start:stop]), 0, stop - start, now)
+        start = stop

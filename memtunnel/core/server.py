@@ -11,7 +11,7 @@ from typing import Protocol
 from memtunnel.core.breaker import Breaker
 from memtunnel.core.budget import Budget
 from memtunnel.core.lane import Lane
-from memtunnel.core.mux import Multiplexer
+from memtunnel.core.mux import MAX_ENTRIES, MAX_UNSENT, Multiplexer
 from memtunnel.core.outcomes import Reason
 from memtunnel.core.request import Request
 from memtunnel.wire.binary import LOUD, READS, Opcode
@@ -31,8 +31,9 @@ class ServerCounts(Protocol):
         sent: float,
         received: float,
         now: float,
+        number: int = 1,
     ) -> None:
-        """A request was settled: its loud opcode, its index in `STATUS_WORDS`, its times."""
+        """Requests were settled: loud opcode, index in `STATUS_WORDS`, times, how many."""
 
 
 class Server:
@@ -82,7 +83,7 @@ class Server:
                 load = mux.load
                 if load < least:
                     best, least = mux, load
-        if best.full:
+        if best.load >= MAX_ENTRIES or best.unsent_bytes >= MAX_UNSENT:  # written out: each asks
             return next((mux for mux in connections if not mux.full), best)
         return best
 

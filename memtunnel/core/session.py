@@ -30,7 +30,6 @@ from memtunnel.wire.binary import (
     RULES,
     STATUS_TEXT,
     Opcode,
-    Rule,
     Status,
     answer,
     key_of,
@@ -58,17 +57,19 @@ def _nothing(now: float) -> None:
     """An invalid quiet get: memcached closes, a client survives only silence."""
 
 
-def _plain(rule: Rule | None) -> tuple[int, bool] | None:
-    """A keyed command's (extras length, may have a value); None for all that are not keyed."""
-    if rule is None or rule.shortest_key == 0 or len(rule.extras) != 1:
-        return None
-    return rule.extras[0], rule.value
+def _shape(opcode: int) -> int:
+    """The extras length of a command that goes to the server of its key; -1 for all others."""
+    rule = RULES[opcode]
+    if rule is None or opcode in _BEFORE_LOGIN or not rule.shortest_key or len(rule.extras) != 1:
+        return -1
+    return rule.extras[0]
 
 
-#: The commands that go to the server of their key.
-_KEYED: Final = tuple(
-    None if opcode in _BEFORE_LOGIN else _plain(rule) for opcode, rule in enumerate(RULES)
-)
+#: By opcode: its extras length, where it is keyed; and whether it may have a value.
+_KEYED: Final = tuple(_shape(opcode) for opcode in range(256))
+_HAS_VALUE: Final = tuple(rule is not None and rule.value for rule in RULES)
+#: Before a login none is.
+_NONE_KEYED: Final = tuple([-1] * 256)  # no literal: mypyc would make a struct of it
 
 
 class Session(Answers):
@@ -118,15 +119,14 @@ class Session(Answers):
         if self.held:
             self._hold(data)
             return True
-        for lane in self._lanes:
-            if lane is not None and lane.in_flight:
-                lane.rebalance()
-        data = self.intake.feed(data, now)
+        intake = self.intake
+        if intake.since > 0.0 or intake.began > 0.0:
+            data = intake.feed(data, now)
         if data:
             self._parse(data, now)
         return (
             len(self.tunnel.ready) > 0
-            or self.intake.since > 0.0
+            or intake.since > 0.0
             or self.awaits_more
             or len(self.held) > 0
             or self.owed_bytes >= FULL_REQUESTS * HEADER_LENGTH
@@ -165,63 +165,86 @@ class Session(Answers):
 
     def _parse(self, data: bytes, now: float) -> None:
         owed = self._owed
-        batch: list[Request] = []
+        lanes = self._lanes
+        several = len(lanes) > 1
         longest = self.tunnel.policy.max_value_size
+        shapes = _KEYED if self._trusted else _NONE_KEYED
+        batch: list[Request] = []
+        # What goes to one lane goes there together: the last requests of `batch`, from `begun`.
+        lane: Lane | None = None if several else lanes[0] or self._open_lane(0)
+        begun = 0
         frames = 0
         opcode = 0
-        position = 0
+        start = position = 0
         end = len(data)
-        while end - position >= HEADER_LENGTH and not self.finishing:
+        while end - position >= HEADER_LENGTH:
             if frames == FRAMES_A_TURN:
                 self._hold(data[position:])
                 self._held_at = now
+                end = position
                 break
             frames += 1
             magic, opcode, keys, extras, body = unpack_request(data, position)
-            shape = _KEYED[opcode]
             stop = position + HEADER_LENGTH + body
             value = body - extras - keys
             # One condition for the usual case; `_unusual` finds out what it was, if not.
             if (
-                shape is None
+                extras != shapes[opcode]
                 or magic != REQUEST_MAGIC
-                or extras != shape[0]
                 or not 0 < keys <= MAX_KEY_LENGTH
-                or (value and not (shape[1] and 0 < value <= longest))
+                or (value and not 0 < value <= (longest if _HAS_VALUE[opcode] else 0))
                 or stop > end
-                or not self._trusted
             ):
+                if lane is not None and len(batch) > begun:
+                    self._send(lane, batch[begun:], position - start, now)
                 after = self._unusual(data, position, now, batch)
-                if after is None:
-                    position = end
+                begun = len(batch)
+                shapes = _KEYED if self._trusted else _NONE_KEYED
+                if after is None or self.finishing:
+                    end = position
                     break
-                position = after
+                position = start = after
                 continue
-            loud = LOUD[opcode]
             frame = data[position:stop]
-            if loud != opcode:
-                frame = b"\x80" + OPCODE_BYTE[loud] + frame[2:]
-            opaque = data[position + 12 : position + 16]
-            lane = self._lane_of(frame, extras, keys)
-            request = Request(self, lane, opcode, opaque, frame, stop - position, now)
+            if opcode in QUIET:
+                frame = b"\x80" + OPCODE_BYTE[LOUD[opcode]] + frame[2:]
+            if several:
+                to = self._lane_of(frame, extras, keys)
+                if to is not lane:
+                    if lane is not None and len(batch) > begun:
+                        self._send(lane, batch[begun:], position - start, now)
+                    begun = len(batch)
+                    start = position
+                    lane = to
+            request = Request(
+                self, lane, opcode, data[position + 12 : position + 16], frame, stop - position, now
+            )
             owed.append(request)
             batch.append(request)
-            self.owed_bytes += request.size
+            position = stop
+        if lane is not None and len(batch) > begun:
+            self._send(lane, batch[begun:] if begun else batch, position - start, now)
+        if position < end:
+            if data[position] == REQUEST_MAGIC:
+                self.intake.keep(data, position, HEADER_LENGTH, now)
+            else:
+                self._protocol_error("magic")
+                self.finish()
+        self.awaits_more = opcode in QUIET
+        if batch:
+            self.tunnel.deadlines.add(now, batch)
+
+    def _send(self, lane: Lane, requests: list[Request], size: int, now: float) -> None:
+        """Send requests of `size` bytes together, which are owed from now on."""
+        self.owed_bytes += size
+        if not lane.server.refusing:
+            lane.send_all(requests, size, now)
+            return
+        for request in requests:
             if lane.server.refusing:
                 self.unserved(request, now)
             else:
                 lane.send(request, now)
-            position = stop
-        else:
-            if position < end and not self.finishing:
-                if data[position] == REQUEST_MAGIC:
-                    self.intake.keep(data, position, HEADER_LENGTH, now)
-                else:
-                    self._protocol_error("magic")
-                    self.finish()
-        self.awaits_more = opcode in QUIET
-        if batch:
-            self.tunnel.deadlines.add(now, batch)
 
     def _lane_of(self, frame: bytes, extras: int, keys: int) -> Lane:
         lanes = self._lanes

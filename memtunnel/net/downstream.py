@@ -65,7 +65,7 @@ class Downstream(Protocol):
         self._turn = listener.turn
         self._seconds = listener.seconds
         self.session = Session(listener.tunnel, listener.counts, self)
-        self.write: Callable[[bytes], bool]
+        self.write: Callable[[bytes | bytearray], bool]
         """The transport's own, so that an answer takes no detour."""
         self._ended = False
         """Whether the client has closed its side."""

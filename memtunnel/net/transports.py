@@ -76,7 +76,7 @@ class SendAtOnce:
     def write(self, data: bytes) -> None:
         self.send(data)
 
-    def send(self, data: bytes) -> bool:
+    def send(self, data: bytes | bytearray) -> bool:
         """Write, and return whether the kernel took it all."""
         if (
             self.connected

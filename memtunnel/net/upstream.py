@@ -26,7 +26,7 @@ from zope.interface import implementer
 from memtunnel.core.deadlines import LONGEST, RATE
 from memtunnel.core.mux import Multiplexer
 from memtunnel.core.outcomes import Distrust, Lost, Reason
-from memtunnel.core.request import Request
+from memtunnel.core.request import Request, one_by_one
 from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Tunnel
 from memtunnel.net.tls import Expectation, TLSFactory, Untrusted, is_clear_text, words_of
@@ -238,6 +238,11 @@ class Upstream(Protocol):
             self.warm_since = now
             self._stop_clock()
             self._keeper.connection_warm(self)
+
+    def all_answered(
+        self, requests: list[Request], data: bytearray, start: int, stop: int, now: float
+    ) -> None:
+        one_by_one(self.answered, requests, data, start, now)
 
     def failed(self, request: Request, reason: Reason, now: float) -> None:
         """A question of its own ends with the connection: nobody waits for it."""

@@ -141,11 +141,13 @@ class ServerMetrics:
         sent: float,
         received: float,
         now: float,
+        number: int = 1,
     ) -> None:
-        """A request was settled. `command` is its opcode, `status` an index in `STATUS_WORDS`.
+        """So many requests were settled, alike in all that follows.
 
-        The times are seconds of one monotonic clock: complete frame, written upstream (0 for
-        never), answer parsed, answer handed to the client's transport.
+        `command` is their opcode, `status` an index in `STATUS_WORDS`. The times are seconds of
+        one monotonic clock: complete frame, written upstream (0 for never), answer parsed, answer
+        handed to the client's transport.
         """
         # Requests of one turn have the same times: they are compared, not looked up again.
         # Written out in place: calls to `observe` would cost as much as the counting.
@@ -163,17 +165,17 @@ class ServerMetrics:
             self._upstream_place = bisect_left(REQUEST_BOUNDS, received - sent)
             self._queue_place = bisect_left(REQUEST_BOUNDS, sent - arrived)
         counted = self._by_opcode[command]
-        counted.statuses[status] += 1
+        counted.statuses[status] += number
         histogram = counted.duration
-        histogram.counts[self._duration_place] += 1
-        histogram.sum += now - arrived
+        histogram.counts[self._duration_place] += number
+        histogram.sum += (now - arrived) * number
         if sent > 0.0:
             histogram = self.upstream_duration
-            histogram.counts[self._upstream_place] += 1
-            histogram.sum += received - sent
+            histogram.counts[self._upstream_place] += number
+            histogram.sum += (received - sent) * number
             histogram = self.queue_duration
-            histogram.counts[self._queue_place] += 1
-            histogram.sum += sent - arrived
+            histogram.counts[self._queue_place] += number
+            histogram.sum += (sent - arrived) * number
 
     def phase(self, name: str, seconds: float) -> None:
         """A phase of a connection's set-up, one of `PHASES`, took so long."""

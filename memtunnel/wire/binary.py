@@ -31,8 +31,9 @@ unpack_request: Final[Callable[[bytes, int], tuple[int, int, int, int, int]]] = 
 unpack_answer: Final[Callable[[bytes, int], tuple[int, int, int, int, int, int, int]]] = Struct(
     ">BBHBxHII"
 ).unpack_from
-#: The opaque as it stands in a header, at offset 12.
-pack_opaque: Final[Callable[[int], bytes]] = Struct(">I").pack
+#: Write an opaque into the header there, at offset 12: as a number, or as its four bytes.
+put_number: Final[Callable[[bytearray, int, int], None]] = Struct(">I").pack_into
+put_opaque: Final[Callable[[bytearray, int, bytes], None]] = Struct("4s").pack_into
 
 _HEADER: Final = Struct(">BBHBBHI4sQ")
 
