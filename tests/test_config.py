@@ -393,7 +393,6 @@ def test_passthrough_is_said_to_be_missing_from_this_version() -> None:
         ({"pool-sise": "1"}, {}, {}, "--pool-sise: unknown: did you mean --pool-size?"),
         ({"slow-ms": "2"}, {}, {}, "--slow-ms: unknown"),
         ({"exit-with-pid": "2"}, {}, {}, "--exit-with-pid: unknown"),
-        ({"slow-ms": "2"}, {}, {}, "--slow-ms: unknown"),
         ({"log-format": "text"}, {}, {}, "--log-format: unknown"),
         (
             {},
