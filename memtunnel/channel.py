@@ -114,6 +114,7 @@ class Channel(Int32StringReceiver):
         self._told(pickle.loads(string))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.connected = 0  # as Twisted does not
         self._ended()
 
 

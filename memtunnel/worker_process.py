@@ -137,6 +137,7 @@ class WorkerProcess:
             worker, self._worker = self._worker, None
             self._send_reading(worker)
             worker.stop()
+        if self.channel.connected:
             self.channel.close()
         elif self._reactor.running:
             self._reactor.stop()

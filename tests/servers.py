@@ -126,6 +126,14 @@ class Memcached:
         return sum(fields[1] == local and fields[3] == "01" for fields in map(str.split, lines))
 
 
+def runs(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has looked after since then has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 class Tunnel:
     """``twistd memtunnel`` as a process. `flags` come before the defaults of tests."""
 
@@ -160,6 +168,13 @@ class Tunnel:
 
         wait_until(listening, "the tunnel listens")
         return self
+
+    @property
+    def workers(self) -> list[int]:
+        """The processes that it has started."""
+        assert self.process is not None
+        pid = self.process.pid
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def log(self) -> str:
         """What it has printed so far."""

@@ -45,9 +45,11 @@ def statistics(client: servers.Wire) -> str:
         said.append(f"{frame.key.decode()} {frame.value.decode()}")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("place", ["environment", "file"])
 def test_p7_the_password_is_nowhere_to_be_read(
     place: str,
+    workers: int,
     make_memcached: Callable[..., Any],
     started: list[Any],
     connect: Callable[..., servers.Wire],
@@ -56,7 +58,7 @@ def test_p7_the_password_is_nowhere_to_be_read(
 ) -> None:
     memcached = make_memcached()
     flags = [f"--server=127.0.0.1:{memcached.port}", f"--ca-file={ca_file}"]
-    flags += [f"--username={servers.USERNAME}"]
+    flags += [f"--username={servers.USERNAME}", f"--workers={workers}"]
     environ = {}
     if place == "environment":
         environ["MEMTUNNEL_PASSWORD"] = servers.PASSWORD
@@ -71,7 +73,10 @@ def test_p7_the_password_is_nowhere_to_be_read(
     def look() -> None:
         said.extend(tunnel.get(page)[1] for page in ("/", "/metrics", "/readyz", "/healthz"))
         assert tunnel.process is not None
-        said.append(Path(f"/proc/{tunnel.process.pid}/cmdline").read_text())
+        said.extend(
+            Path(f"/proc/{pid}/cmdline").read_text()
+            for pid in (tunnel.process.pid, *tunnel.workers)
+        )
 
     client, stranger = connect(tunnel), connect(tunnel)
     assert logs_in(client, servers.PASSWORD)

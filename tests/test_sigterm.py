@@ -1,8 +1,11 @@
-"""SIGTERM and SIGINT: what was asked is answered, then the tunnel ends with status 0."""
+"""SIGTERM and SIGINT: what was asked is answered, then the tunnel ends with status 0.
+
+One process or several: it is the same.
+"""
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,22 @@ class Counter(threading.Thread):
             self.answered += 1
             assert frame.status == Status.OK
             assert int.from_bytes(frame.value, "big") == self.answered
+
+
+@pytest.fixture(params=["--workers=1", "--workers=2"])
+def make_tunnel(
+    request: pytest.FixtureRequest, make_tunnel: Callable[..., servers.Tunnel]
+) -> Iterator[Callable[..., servers.Tunnel]]:
+    """Starts tunnels, none of whose processes may be left at the end."""
+    processes = []
+
+    def make(*memcacheds: servers.Memcached, flags: tuple[str, ...]) -> servers.Tunnel:
+        tunnel = make_tunnel(*memcacheds, flags=(request.param, *flags))
+        processes.extend(tunnel.workers)
+        return tunnel
+
+    yield make
+    assert not any(map(servers.runs, processes))
 
 
 @pytest.fixture

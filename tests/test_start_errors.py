@@ -64,11 +64,14 @@ def daemon(
             servers.wait_until(lambda: not pidfile.exists(), "the daemon ends")
 
 
+@pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
 @pytest.mark.parametrize("flag", ["--listen", "--metrics"])
-def test_a_busy_port_is_one_line(flag: str, busy: int, flags: list[str], tmp_path: Path) -> None:
+def test_a_busy_port_is_one_line(
+    flag: str, workers: str, busy: int, flags: list[str], tmp_path: Path
+) -> None:
     ports = {"--listen": servers.free_port(), "--metrics": servers.free_port(), flag: busy}
     flags += [f"{name}=127.0.0.1:{port}" for name, port in ports.items()]
-    done = run(in_foreground(*flags), tmp_path)
+    done = run(in_foreground(*flags, workers), tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert str(busy) in line
