@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?=
 STRESS_SECONDS ?= 10
+BENCH ?=
 
 # What the tests talk to, by Debian's names.
 PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
 	php-cli php-memcached prometheus openssl gcc libc6-dev python3-dev
 
-.PHONY: run check test test-all test-compiled lint system stress clean
+.PHONY: run check test test-all test-compiled compiled lint system stress bench clean
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -28,12 +29,15 @@ test-all: lint system
 	$(BIN)/pytest
 	$(MAKE) test-compiled
 
-# The same tests on the compiled core, which is built beside the sources and not over them.
-test-compiled: .venv/test system
+# The same tests on the compiled core.
+test-compiled: compiled system
+	MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
+
+# The compiled core is built beside the sources and not over them.
+compiled: .venv/test
 	rm -rf build/compiled
 	MEMTUNNEL_COMPILE=1 $(BIN)/pip install --quiet --disable-pip-version-check \
 		--no-deps --target build/compiled .
-	MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -59,6 +63,11 @@ stress:
 		--threads=2 --clients=25 --data-size=100 --ratio=1:10 --key-maximum=10000 \
 		--test-time=$(STRESS_SECONDS) --hide-histogram
 
+# Beside what else there is: BENCH="--rounds 3 --shapes 200x1"; BENCH=--help tells all of it.
+bench: .venv/bench
+	@case "$(BENCH)" in *memtunnel-compiled*) $(MAKE) compiled;; esac
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m benchmarks $(BENCH)
+
 .venv/run: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "memtunnel needs Python 3.11 or newer; PYTHON=/path/to/python3 names another"; exit 1; }
@@ -69,6 +78,10 @@ stress:
 
 .venv/test: .venv/run
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+.venv/bench: .venv/run
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
 clean:

@@ -30,7 +30,7 @@ SHAPES = [(1, 1), (1, 50), (50, 1), (200, 1)]
 class Client:
     """The connection of a session; it writes to nowhere."""
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes | bytearray) -> bool:
         return True
 
     def look(self) -> None:
