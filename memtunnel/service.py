@@ -285,8 +285,10 @@ class TunnelService(Service):
         if failed:
             problem = failed[0].value
             if isinstance(problem, CannotListenError):
+                # Twisted's own words where another process holds the lock of a unix socket.
+                words = getattr(problem.socketError, "strerror", problem.socketError)
                 raise CannotStart(
-                    f"cannot listen on {description}: {problem.socketError.strerror}; "
+                    f"cannot listen on {description}: {words}; "
                     f"is something else there? {flag} takes another address"
                 )
             raise CannotStart(f"cannot listen on {description}: {problem}")

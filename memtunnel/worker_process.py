@@ -71,7 +71,12 @@ class WorkerProcess:
     def _told(self, message: Any) -> None:
         worker = self._worker
         if isinstance(message, Begin):
-            self._begin(message)
+            try:
+                self._begin(message)
+            except Exception as problem:
+                # Told in words, or else the channel would be gone before the log's line.
+                self.channel.tell(Said(level="error", words=f"it cannot begin: {problem!r}"))
+                self._end()
         elif isinstance(message, Ask) and worker is not None:
             self._description = message.description
             self._round = message.number
@@ -112,7 +117,8 @@ class WorkerProcess:
 
     def _look_for_room(self) -> None:
         """Leave those to come to the other workers while there is no room here."""
-        assert self._worker is not None
+        if self._worker is None:
+            return  # it ends: clients that are still there are closed
         status = self._worker.status
         left = status.clients < status.max_clients
         if left != self._has_room:

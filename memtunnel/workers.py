@@ -43,8 +43,11 @@ PATIENCE: Final = 0.25
 SILENCE: Final = 5.0
 #: Seconds that workers have to end when told to end at once.
 FAREWELL: Final = 1.0
-#: Seconds that they have for it after a drain: more than their clients are given.
-AFTERMATH: Final = 70.0
+#: Seconds that they have for it after a drain, beside those for a request: as long as answers
+#: to large ones, and clients that are slow to leave, may take.
+AFTERMATH: Final = 10.0
+#: Seconds after which a worker is taken for one that works.
+SETTLED: Final = 10.0
 
 
 class Workers:
@@ -73,7 +76,7 @@ class Workers:
         self._ports: list[Any] = []
         self.listeners: list[Refusing] = []
         self._workers: dict[int, WorkerProtocol] = {}
-        """By number, those whose process runs."""
+        """By number, those who have not ended, or not said all that they had to say."""
         self._pacing = Pacing(SystemRandom().uniform)
         self._kept = new_metrics(reactor)
         """What is counted here, and what those had counted that have ended."""
@@ -117,7 +120,11 @@ class Workers:
     def responsive(self) -> bool:
         """Whether the loops of all turn."""
         now = self._reactor.seconds()
-        return all(now - worker.heard < SILENCE for worker in self._workers.values())
+        return all(
+            now - worker.heard < SILENCE
+            for worker in self._workers.values()
+            if worker.reading is not None
+        )
 
     def drain(self) -> Deferred[None]:
         """Let each serve on until it has no client, or the time is up.
@@ -130,7 +137,7 @@ class Workers:
         # From then on no worker accepts any more, and nobody should wait for one that does.
         time = self._config.drain_timeout
         self._reactor.callLater(time, self._close_ports)
-        self._reactor.callLater(time + AFTERMATH, self._kill)
+        self._reactor.callLater(time + self._config.request_timeout + AFTERMATH, self._kill)
         self._tell_the_end()
         return drained
 
@@ -169,7 +176,10 @@ class Workers:
         self._round += 1
         description = tuple(describe(self._state()))
         for worker in self._workers.values():
-            worker.channel.tell(Ask(number=self._round, description=description))
+            # One that is busy is asked again when it has answered.
+            if not worker.asked:
+                worker.asked = True
+                worker.channel.tell(Ask(number=self._round, description=description))
         self._overdue = self._reactor.callLater(PATIENCE, self._end_round)
         self._look_at_round()
 
@@ -209,7 +219,12 @@ class Workers:
         together = totals.together(
             states, self._config.workers, draining=self._draining is not None
         )
-        return replace(together, pid=os.getpid(), uptime=self._reactor.seconds() - self._began)
+        return replace(
+            together,
+            ready=together.ready and self.responsive,
+            pid=os.getpid(),
+            uptime=self._reactor.seconds() - self._began,
+        )
 
     # What becomes of one
 
@@ -217,20 +232,32 @@ class Workers:
         if self._draining is not None or self._stopping is not None:
             return
         worker = WorkerProtocol(self, number, self._reactor.seconds)
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            descriptors = [0, 1, 2, theirs.fileno(), *(port.fileno() for port in self._ports)]
-            self._reactor.spawnProcess(
-                worker,
-                sys.executable,
-                [sys.executable, "-m", "memtunnel", "worker"],
-                env=self._environ,
-                childFDs=dict(enumerate(descriptors)),
-            )
-            attach(self._reactor, ours.fileno(), worker.channel)
+        try:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                attach(self._reactor, ours.fileno(), worker.channel)
+                descriptors = [0, 1, 2, theirs.fileno(), *(port.fileno() for port in self._ports)]
+                self._reactor.spawnProcess(
+                    worker,
+                    sys.executable,
+                    # Without -P, modules of the working directory would be taken for others.
+                    [sys.executable, "-P", "-m", "memtunnel", "worker"],
+                    env=self._environ,
+                    childFDs=dict(enumerate(descriptors)),
+                )
+        except OSError as problem:
+            self._warn(f"worker {number} cannot be started: {problem}")
+            self._spawn_later(number)
+            return
         self._workers[number] = worker
+        worker.asked = True
         worker.channel.tell(self._begin(number))
         worker.channel.tell(Ask(number=self._round, description=()))
+
+    def _spawn_later(self, number: int) -> None:
+        now = self._reactor.seconds()
+        self._pacing.failed(now)
+        self._reactor.callLater(self._pacing.not_before - now, self._spawn, number)
 
     def _begin(self, number: int) -> Begin:
         """What a worker is told first: its part of what is divided."""
@@ -239,7 +266,9 @@ class Workers:
         # What does not divide evenly goes to the first ones.
         more = number <= self._max_clients % count
         return Begin(
-            config=replace(self._config, max_buffer=self._config.max_buffer // count),
+            config=replace(
+                self._config, max_buffer=self._config.max_buffer // count, metrics_token=None
+            ),
             roots=self._roots,
             max_clients=self._max_clients // count + more,
             sockets=tuple(enumerate(families, CHANNEL + 1)),
@@ -248,9 +277,10 @@ class Workers:
     def told(self, worker: WorkerProtocol, message: object) -> None:
         """A worker said something."""
         if isinstance(message, Reading):
-            if worker.reading is None:
+            if worker.heard - worker.began > SETTLED:
                 self._pacing.succeeded()
             worker.reading = message
+            worker.asked = False
             self._look_at_round()
         elif isinstance(message, Room):
             worker.full = not message.left
@@ -275,23 +305,23 @@ class Workers:
         self._tell_the_end()
         if self._draining is None and self._stopping is None:
             self._warn(f"worker {worker.number} has ended: {how}; another takes its place")
-            now = self._reactor.seconds()
-            self._pacing.failed(now)
-            self._reactor.callLater(self._pacing.not_before - now, self._spawn, worker.number)
+            self._spawn_later(worker.number)
 
     def _look_for_room(self) -> None:
         """While all workers are full, clients are accepted here, and closed at once."""
-        full = len(self._workers) == self._config.workers and all(
+        # While draining, those that have ended are not replaced: nobody waits for them.
+        wanted = self._config.workers if self._draining is None else 1
+        full = len(self._workers) >= wanted and all(
             worker.full for worker in self._workers.values()
         )
         for port in self._ports:
             (port.startReading if full else port.stopReading)()
 
     def _tell_the_end(self) -> None:
-        if not self._workers:
-            for waiting in (self._draining, self._stopping):
-                if waiting is not None and not waiting.called:
-                    waiting.callback(None)
+        # Who drains, and is told to stop, is not told that it is time to stop.
+        waiting = self._stopping or self._draining
+        if not self._workers and waiting is not None and not waiting.called:
+            waiting.callback(None)
 
 
 class WorkerProtocol(ProcessProtocol):
@@ -304,8 +334,11 @@ class WorkerProtocol(ProcessProtocol):
         self._seconds = seconds
         self.number = number
         self.reading: Reading | None = None
+        self.asked = False
+        """Whether it owes a reading."""
         self.full = False
-        self.heard: float = seconds()
+        self.began: float = seconds()
+        self.heard = self.began
         """When it said something last."""
         self.channel = Channel(self._told, self._channel_ended)
         self._how: str | None = None

@@ -68,7 +68,10 @@ def make_tunnel(started: list[Any], ca_file: Path) -> Callable[..., servers.Tunn
     """Starts a tunnel to these memcacheds, with the login that they know."""
 
     def make(
-        *memcacheds: servers.Memcached, flags: tuple[str, ...] = (), ready: bool = True
+        *memcacheds: servers.Memcached,
+        flags: tuple[str, ...] = (),
+        ready: bool = True,
+        folder: Path = Path("/tmp"),
     ) -> servers.Tunnel:
         dial = [f"--server=127.0.0.1:{each.port}=server{n}" for n, each in enumerate(memcacheds)]
         tunnel = servers.Tunnel(
@@ -79,9 +82,11 @@ def make_tunnel(started: list[Any], ca_file: Path) -> Callable[..., servers.Tunn
             environ={"MEMTUNNEL_PASSWORD": servers.PASSWORD},
         )
         started.append(tunnel)
+        tunnel.folder = folder
         tunnel.start()
         if ready:
             tunnel.wait_ready()
+            assert (", compiled: " in tunnel.log()) == (CORE == "compiled")
         return tunnel
 
     return make

@@ -140,12 +140,16 @@ class Tunnel:
     def __init__(self, *flags: str, environ: dict[str, str] | None = None) -> None:
         self.port = free_port()
         self.admin = free_port()
-        keep = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+        # The path of modules says which core runs: the plain one or the compiled one.
+        keep = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
         base = {name: os.environ[name] for name in keep if name in os.environ}
         self.environ = {**base, **(environ or {})}
-        self.command = [sys.executable, "-m", "memtunnel"]
+        # As the program that is installed, which takes no modules from where it is started.
+        self.command = [sys.executable, "-P", "-m", "memtunnel"]
         self.command += [f"--listen=127.0.0.1:{self.port}"]
         self.command += [f"--metrics=tcp:{self.admin}:interface=127.0.0.1", *flags]
+        self.folder = Path("/tmp")
+        """Where it is started."""
         self.process: subprocess.Popen[bytes] | None = None
         self.output = b""
 
@@ -156,7 +160,7 @@ class Tunnel:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd="/tmp",
+            cwd=self.folder,
         )
         os.set_blocking(self.process.stdout.fileno(), False)  # type: ignore[union-attr]
 

@@ -169,6 +169,7 @@ def test_a_second_sigterm_means_now(
     assert client.get(b"absent").status == Status.NOT_FOUND
     tunnel.signal(signal.SIGTERM)
     assert tunnel.wait() == 0
+    assert "Traceback" not in tunnel.log()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

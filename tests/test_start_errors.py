@@ -46,7 +46,7 @@ def run(
 
 def in_foreground(*flags: str) -> list[str]:
     """The command of a tunnel, but with these flags only."""
-    return [*servers.Tunnel().command[:3], *flags]
+    return [*servers.Tunnel().command[:4], *flags]
 
 
 @contextlib.contextmanager

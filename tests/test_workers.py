@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -216,6 +217,7 @@ def test_a_worker_that_hangs_keeps_no_scrape_waiting_and_is_told(tunnel: servers
     try:
         assert tunnel.metric("memtunnel_client_connections_max") == 4
         servers.wait_until(lambda: tunnel.get("/healthz")[0] == 503, "it is missed")
+        assert tunnel.get("/readyz")[0] == 503
     finally:
         os.kill(hangs, signal.SIGCONT)
     servers.wait_until(lambda: tunnel.get("/healthz")[0] == 200, "it is back")
@@ -224,21 +226,41 @@ def test_a_worker_that_hangs_keeps_no_scrape_waiting_and_is_told(tunnel: servers
 # What else is as with one
 
 
+def ask_at(path: Path, client: socket.socket) -> None:
+    """Be a client of a unix socket, and have an answer."""
+    client.settimeout(servers.PATIENCE)
+    client.connect(str(path))
+    client.sendall(binary.request(Opcode.NOOP, opaque=b"unix"))
+    ((_, opcode, *_),), _ = binary.split(client.recv(100))
+    assert opcode == Opcode.NOOP
+
+
 def test_a_unix_socket_is_shared_too(
     make_memcached: Callable[..., Any], make_tunnel: Callable[..., servers.Tunnel], tmp_path: Path
 ) -> None:
     path = tmp_path / "tunnel"
-    tunnel = make_tunnel(make_memcached(), flags=(*TWO, f"--listen=unix:{path}"))
+    tunnel = make_tunnel(make_memcached(), flags=(*TWO, f"--listen=unix:{path}:mode=600"))
     for _ in range(8):
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(servers.PATIENCE)
-            client.connect(str(path))
-            client.sendall(binary.request(Opcode.NOOP, opaque=b"unix"))
-            ((_, opcode, *_),), _ = binary.split(client.recv(100))
-            assert opcode == Opcode.NOOP
-    tunnel.signal(signal.SIGTERM)
+            ask_at(path, client)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with socket.socket(socket.AF_UNIX) as client, socket.socket(socket.AF_UNIX) as late:
+        ask_at(path, client)
+        tunnel.signal(signal.SIGTERM)
+        # A worker that has no client ends, and leaves the path to the other.
+        servers.wait_until(lambda: len(tunnel.workers) == 1, "one of them ends")
+        ask_at(path, late)
     assert tunnel.wait() == 0
-    assert not path.exists()
+    assert list(tmp_path.glob("tunnel*")) == []
+    assert "Traceback" not in tunnel.log()
+
+
+def test_modules_of_the_working_directory_are_nobodys(
+    make_memcached: Callable[..., Any], make_tunnel: Callable[..., servers.Tunnel], tmp_path: Path
+) -> None:
+    (tmp_path / "platform.py").write_text("raise SystemExit('a module of the app was imported')")
+    tunnel = make_tunnel(make_memcached(), flags=TWO, ready=False, folder=tmp_path)
+    tunnel.wait_ready()
 
 
 def test_workers_are_not_for_people_to_start() -> None:

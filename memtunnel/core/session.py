@@ -241,10 +241,7 @@ class Session(Answers):
             lane.send_all(requests, size, now)
             return
         for request in requests:
-            if lane.server.refusing:
-                self.unserved(request, now)
-            else:
-                lane.send(request, now)
+            self.unserved(request, now)
 
     def _lane_of(self, frame: bytes, extras: int, keys: int) -> Lane:
         lanes = self._lanes

@@ -23,7 +23,7 @@ def drive(reactor: Any, turn: Turn) -> None:
 
     Twisted makes a log context (two dictionaries and six calls) for every read, so that what a
     protocol logs bears its name; our log lines bear their own. Without one, a request of one of
-    200 clients costs 12.8 µs of CPU in place of 15.5. All but reads goes Twisted's way, and so do
+    200 clients costs 12.8 µs of CPU in place of 15.5. All but reads go Twisted's way, and so do
     other reactors.
     """
     if not isinstance(reactor, EPollReactor):

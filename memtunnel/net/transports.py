@@ -24,6 +24,7 @@ from twisted.internet.interfaces import (
     IReactorTime,
     IReactorUNIX,
 )
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 #: The shortest queue of connections that wait to be accepted: prefork workers and web requests
@@ -73,7 +74,7 @@ class SendAtOnce:
         self.protocol.dataReceived(data)
         return None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         self.send(data)
 
     def send(self, data: bytes | bytearray) -> bool:
@@ -119,7 +120,7 @@ class UnixPort(unix.Port):
 
 
 class OneByOne:
-    """Mixed into a port that several processes share: one client is accepted in each turn.
+    """Mixed into a port that other processes may share: one client is accepted in each turn.
 
     Twisted takes up to a hundred together, so that the first process to wake would get nearly
     all of a crowd. One by one, whoever has time takes the next.
@@ -139,7 +140,21 @@ class SharedPort(OneByOne, Port):
 
 
 class SharedUnixPort(OneByOne, UnixPort):
-    """A unix port whose socket was inherited."""
+    """A unix port whose socket was inherited. Path, mode and lock are its maker's."""
+
+    factory: Any
+    _preexistingSocket: Any
+    _shouldShutdown = False
+
+    def startListening(self) -> None:
+        self.socket, self._preexistingSocket = self._preexistingSocket, None
+        self.fileno = self.socket.fileno  # type: ignore[method-assign]
+        self.factory.doStart()
+        self.connected = True
+        self.startReading()  # type: ignore[no-untyped-call]
+
+    def connectionLost(self, reason: Failure) -> None:
+        tcp.Port.connectionLost(self, reason)
 
 
 class Connector(tcp.Connector):

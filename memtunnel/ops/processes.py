@@ -6,6 +6,7 @@ With one process they are what the client's own collectors say; those of workers
 from __future__ import annotations
 
 import resource
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import cast
 
@@ -19,7 +20,8 @@ from memtunnel.ops.totals import garbage
 class Processes:
     """The client's own ``process_*``, summed over this process and the workers'."""
 
-    #: Of these, a sum says nothing: the first is that of the tunnel, the second of each process.
+    #: Of these a sum says nothing, and the least is told: the tunnel has run since its first
+    #: process, and the first to lack files will be the one that may have the fewest.
     _SMALLEST = ("process_start_time_seconds", "process_max_fds")
 
     def __init__(self, metrics: Metrics) -> None:
@@ -35,12 +37,11 @@ class Processes:
         for pid in pids:
             for metric in _process(str(pid)):
                 _merge(families[metric.name], metric, metric.name in self._SMALLEST)
-        if pids:
-            # A worker that has ended leaves what it used to its parent.
-            gone = resource.getrusage(resource.RUSAGE_CHILDREN)
-            cpu = families["process_cpu_seconds"]
-            (sample,) = cpu.samples
-            cpu.samples = [sample._replace(value=sample.value + gone.ru_utime + gone.ru_stime)]
+        # A worker that has ended leaves what it used to its parent.
+        gone = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = families["process_cpu_seconds"]
+        (sample,) = cpu.samples
+        cpu.samples = [sample._replace(value=sample.value + gone.ru_utime + gone.ru_stime)]
         yield from families.values()
 
 
@@ -59,7 +60,7 @@ def _merge(into: Metric, metric: Metric, smallest: bool) -> None:
 
 
 class GarbageCollection:
-    """``python_gc_*`` as the client names them, summed over the workers."""
+    """``python_gc_*`` as the client names them, summed over this process and the workers."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -68,7 +69,8 @@ class GarbageCollection:
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        numbers = self._metrics.garbage or garbage()
+        numbers = Counter(garbage())
+        numbers.update(self._metrics.garbage)
         for name, help, what in (
             ("python_gc_objects_collected", "Objects collected during gc", "collected"),
             ("python_gc_objects_uncollectable", "Uncollectable objects found", "uncollectable"),
