@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from benchmarks.results import Ratio, Results, Round
+from benchmarks.results import OURS, Ratio, Results, Round
 from benchmarks.shapes import Measure, Shape
 
 #: Contenders whose name is not what people call them.
@@ -73,11 +73,10 @@ def _lines(results: Results) -> Iterator[str]:
     yield ""
     yield NOTE
     for ours in results.ours:
-        others = [each for each in results.contenders if each != ours]
-        if others:
+        if _others(results, ours):
             yield f"## {label(ours)} to the others"
             yield ""
-            yield from _ratios(results, ours, others)
+            yield from ratios(results, ours)
             yield ""
     yield "## Figures"
     yield ""
@@ -105,7 +104,18 @@ def _titles(shape: Shape) -> list[str]:
     return [f"{title}: those with values of {load.values.size:,} B" for load in shape.loads]
 
 
-def _ratios(results: Results, ours: str, others: Sequence[str]) -> Iterator[str]:
+def _others(results: Results, ours: str) -> list[str]:
+    """With whom one of ours is compared; a variant also with the tunnel itself."""
+    return [
+        each
+        for each in results.contenders
+        if each not in results.ours or (each == OURS and ours != OURS)
+    ]
+
+
+def ratios(results: Results, ours: str) -> Iterator[str]:
+    """The table of one of ours, a line each."""
+    others = _others(results, ours)
     rows = []
     for shape in results.shapes:
         for measure in shape.about:

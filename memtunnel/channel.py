@@ -12,7 +12,7 @@ import pickle
 import socket
 from collections.abc import Callable
 from copyreg import pickle as pickles
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +21,7 @@ from twisted.protocols.basic import Int32StringReceiver
 from twisted.python.failure import Failure
 
 from memtunnel.config import Config
-from memtunnel.ops.metrics import State
+from memtunnel.ops.metrics import ServerState, State
 
 
 def _frozen(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
@@ -30,6 +30,19 @@ def _frozen(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
 
 # A configuration is frozen all the way down, by what pickle does not know.
 pickles(MappingProxyType, lambda mapping: (_frozen, (dict(mapping),)))
+
+
+def _whole(kind: Any, parts: dict[str, Any]) -> Any:
+    return kind(**parts)
+
+
+def _in_parts(value: Any) -> Any:
+    return _whole, (type(value), {each.name: getattr(value, each.name) for each in fields(value)})
+
+
+# Nor does it know frozen classes that are compiled: it would set their attributes one by one.
+pickles(State, _in_parts)
+pickles(ServerState, _in_parts)
 
 
 @dataclass(frozen=True, kw_only=True)

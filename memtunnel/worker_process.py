@@ -132,10 +132,11 @@ class WorkerProcess:
         worker = self._worker
         if worker is None:
             self._end()
-        elif not worker.status.draining:
+        else:
             for port in self._ports:
                 port.stopListening()
-            worker.drain().addCallback(self._end)
+            if not worker.status.draining:
+                worker.drain().addCallback(self._end)
 
     def _end(self, _: object = None) -> None:
         """Close everything, the channel last: what was said there has to arrive."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from random import SystemRandom
@@ -78,12 +78,15 @@ class Workers:
         self._workers: dict[int, WorkerProtocol] = {}
         """By number, those who have not ended, or not said all that they had to say."""
         self._pacing = Pacing(SystemRandom().uniform)
-        self._kept = new_metrics(reactor)
-        """What is counted here, and what those had counted that have ended."""
+        self._own = new_metrics(reactor)
+        """What is counted here."""
+        self._kept = {n: new_metrics(reactor) for n in range(1, config.workers + 1)}
+        """By number, what those had counted that have ended: so no order of sums changes."""
         self._draining: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None
         self._round = 0
         self._readers: list[Deferred[Metrics]] = []
+        self._next_readers: list[Deferred[Metrics]] = []
         self._overdue: Any = None
         """The timer of the round that is not complete yet."""
         self._loop = LoopingCall(self._ask)
@@ -98,7 +101,7 @@ class Workers:
     def serve(self, listener: Refusing, port: Any) -> None:
         """Let the workers accept from this port, which is closed when they stop."""
         listener.address = address_of(port)
-        listener.counts = self._kept.listener(listener.address)
+        listener.counts = self._own.listener(listener.address)
         port.stopReading()
         self._ports.append(port)
         self.listeners.append(listener)
@@ -112,18 +115,19 @@ class Workers:
     def read(self) -> Deferred[Metrics]:
         """What all have counted, and their state, once they have answered."""
         reader: Deferred[Metrics] = Deferred()
-        self._readers.append(reader)
-        self._ask()
+        if self._overdue is not None:
+            # What this round brings may be from before.
+            self._next_readers.append(reader)
+        else:
+            self._readers.append(reader)
+            self._ask()
         return reader
 
     @property
     def responsive(self) -> bool:
         """Whether the loops of all turn."""
-        now = self._reactor.seconds()
-        return all(
-            now - worker.heard < SILENCE
-            for worker in self._workers.values()
-            if worker.reading is not None
+        return not any(
+            worker.silent for worker in self._workers.values() if worker.reading is not None
         )
 
     def drain(self) -> Deferred[None]:
@@ -176,9 +180,8 @@ class Workers:
         self._round += 1
         description = tuple(describe(self._state()))
         for worker in self._workers.values():
-            # One that is busy is asked again when it has answered.
-            if not worker.asked:
-                worker.asked = True
+            # One that hangs is asked no more until it has answered what it was asked.
+            if not worker.silent:
                 worker.channel.tell(Ask(number=self._round, description=description))
         self._overdue = self._reactor.callLater(PATIENCE, self._end_round)
         self._look_at_round()
@@ -199,15 +202,22 @@ class Workers:
             metrics = self._sum()
             for reader in readers:
                 reader.callback(metrics)
+        if self._next_readers and self._overdue is None:
+            self._readers, self._next_readers = self._next_readers, []
+            self._ask()
 
     def _sum(self) -> Metrics:
         state = self._state()
         metrics = new_metrics(self._reactor)
         metrics.watch(lambda: state)
-        totals.add(metrics, totals.counts(self._kept))
-        for worker in self._workers.values():
-            if worker.reading is not None:
-                totals.add(metrics, worker.reading.counts)
+        totals.add(metrics, totals.counts(self._own))
+        for number, kept in self._kept.items():
+            part = new_metrics(self._reactor)
+            totals.add(part, totals.counts(kept))
+            worker = self._workers.get(number)
+            if worker is not None and worker.reading is not None:
+                totals.add(part, worker.reading.counts)
+            totals.add(metrics, totals.counts(part))
         return metrics
 
     def _state(self) -> State:
@@ -250,7 +260,6 @@ class Workers:
             self._spawn_later(number)
             return
         self._workers[number] = worker
-        worker.asked = True
         worker.channel.tell(self._begin(number))
         worker.channel.tell(Ask(number=self._round, description=()))
 
@@ -280,7 +289,6 @@ class Workers:
             if worker.heard - worker.began > SETTLED:
                 self._pacing.succeeded()
             worker.reading = message
-            worker.asked = False
             self._look_at_round()
         elif isinstance(message, Room):
             worker.full = not message.left
@@ -297,8 +305,9 @@ class Workers:
         """A worker's process is gone: keep what it counted, put another in its place."""
         del self._workers[worker.number]
         if worker.reading is not None:
-            totals.add(self._kept, worker.reading.counts)
-            for listener in self._kept.listeners.values():
+            kept = self._kept[worker.number]
+            totals.add(kept, worker.reading.counts)
+            for listener in kept.listeners.values():
                 listener.connections = 0  # they went with it
         self._look_for_room()
         self._look_at_round()
@@ -329,20 +338,23 @@ class WorkerProtocol(ProcessProtocol):
 
     transport: Any
 
-    def __init__(self, workers: Workers, number: int, seconds: Any) -> None:
+    def __init__(self, workers: Workers, number: int, seconds: Callable[[], float]) -> None:
         self._workers = workers
         self._seconds = seconds
         self.number = number
         self.reading: Reading | None = None
-        self.asked = False
-        """Whether it owes a reading."""
         self.full = False
-        self.began: float = seconds()
+        self.began = seconds()
         self.heard = self.began
         """When it said something last."""
         self.channel = Channel(self._told, self._channel_ended)
         self._how: str | None = None
-        self._silent = False
+        self._said_all = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has not answered for long."""
+        return self._seconds() - self.heard >= SILENCE
 
     def _told(self, message: object) -> None:
         self.heard = self._seconds()
@@ -359,10 +371,10 @@ class WorkerProtocol(ProcessProtocol):
         self._look_whether_ended()
 
     def _channel_ended(self) -> None:
-        self._silent = True
+        self._said_all = True
         self._look_whether_ended()
 
     def _look_whether_ended(self) -> None:
         """It has ended when all that it said is here."""
-        if self._how is not None and self._silent:
+        if self._how is not None and self._said_all:
             self._workers.ended(self, self._how)
