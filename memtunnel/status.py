@@ -19,7 +19,7 @@ _SHOWN = tuple(state for state in UpstreamState if state is not UpstreamState.LO
 
 
 class Status:
-    """`pools` and `listeners` are the service's own lists; `seconds` is its clock.
+    """`pools` and `listeners` are the worker's own lists; `seconds` is its clock.
 
     `failover` says whether one warm server is enough to serve all keys, `verify` what is
     checked of certificates, `max_clients` how many are served at one time.

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tables
+from benchmarks.results import OURS, Results
 from memtunnel.__main__ import TOOLS
 from memtunnel.config import SETTINGS, Source, reference
 from memtunnel.core.outcomes import STATUS_WORDS, Desync, Lost, Reason
@@ -21,8 +23,11 @@ COMMANDS = [
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     for line in block.split("\n")
 ]
-#: Flags of other programs.
+#: Flags of other programs, and of `make bench`.
 FOREIGN = {"--nodaemon", "--pidfile", "--retry", "--retry-connrefused", "--retry-delay"}
+FOREIGN |= {"--help", "--rounds", "--shapes"}
+#: What the section on speed is about.
+BENCH = Results.load(ROOT / "docs" / "bench.json")
 
 
 def metrics_table() -> str:
@@ -66,9 +71,17 @@ def words_table() -> str:
     return "\n".join(["| label | words |", "|---|---|", *rows])
 
 
-@pytest.mark.parametrize("table", [reference, metrics_table, words_table])
+def speed_table() -> str:
+    return "\n".join(tables.ratios(BENCH, OURS))
+
+
+@pytest.mark.parametrize("table", [reference, metrics_table, words_table, speed_table])
 def test_the_readme_has_the_tables_that_the_code_makes(table: Callable[[], str]) -> None:
     assert f"\n\n{table()}\n\n" in README
+
+
+def test_the_figures_are_those_that_were_measured() -> None:
+    assert (ROOT / "docs" / "bench.md").read_text() == tables.render(BENCH)
 
 
 def test_every_flag_exists() -> None:
@@ -80,6 +93,7 @@ def test_every_flag_exists() -> None:
 
 def test_every_variable_exists() -> None:
     variables = {setting.variable for setting in SETTINGS}
+    variables |= set(re.findall(r"\bMEMTUNNEL_[A-Z_]+", (ROOT / "hatch_build.py").read_text()))
     told = set(re.findall(r"\bMEMTUNNEL_[A-Z_]+", README))
     assert told
     assert told <= variables
@@ -97,7 +111,7 @@ def test_every_command_exists() -> None:
     targets = set(
         re.findall(r"`make ([a-z-]+)", README) + re.findall(r"(?m)^make ([a-z-]+)", README)
     )
-    assert targets >= {"run", "test", "test-all", "stress"}
+    assert targets >= {"run", "test", "test-all", "stress", "bench"}
     for target in targets:
         assert re.search(rf"(?m)^{target}:", makefile), target
 

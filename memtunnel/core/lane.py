@@ -60,6 +60,7 @@ class Lane:
             or mux.draining
             or self.moving
             or self.waiting
+            # Some of them may still find room: each is to ask for itself.
             or mux.load + len(requests) > MAX_ENTRIES
             or mux.unsent_bytes + size > MAX_UNSENT
         ):

@@ -248,7 +248,7 @@ class Multiplexer:
 
         That is what nearly all answers are. `answers` is `data`, with the opaques of owners in
         place of ours. What comes in a row for one owner is delivered together: a frame of a
-        pipeline takes 0.6 µs here then, and 1.2 otherwise.
+        pipeline of ten takes 0.6 µs that way, in place of 1.2 where each is by itself.
         """
         entries = self._entries
         longest = self._longest

@@ -170,7 +170,8 @@ class Session(Answers):
         longest = self.tunnel.policy.max_value_size
         shapes = _KEYED if self._trusted else _NONE_KEYED
         batch: list[Request] = []
-        # What goes to one lane goes there together: the last requests of `batch`, from `begun`.
+        # What goes to one lane goes there together: the requests of `batch` from `begun` on, whose
+        # bytes begin at `start`.
         lane: Lane | None = None if several else lanes[0] or self._open_lane(0)
         begun = 0
         frames = 0
