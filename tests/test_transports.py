@@ -172,13 +172,14 @@ async def test_a_dialled_connection_sends_at_once_too(eager: SendAtOnceReactor) 
             await near.gone
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray])
 @pytest_twisted.ensureDeferred
-async def test_what_the_kernel_does_not_take_follows_in_order(accepted: Any) -> None:
+async def test_what_the_kernel_does_not_take_follows_in_order(accepted: Any, kind: Any) -> None:
     near, far = accepted
     data = pattern(LARGE)
-    near.transport.write(data)
+    near.transport.write(kind(data))
     assert 0 < near.transport.unsent < len(data)
-    near.transport.write(b"the tail")
+    near.transport.write(kind(b"the tail"))
     near.transport.loseConnection()
     assert await deferToThread(read_all, far) == data + b"the tail"
     await near.gone

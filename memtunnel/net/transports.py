@@ -95,7 +95,7 @@ class SendAtOnce:
             if sent == len(data):
                 return True
             data = data[sent:]
-        super().write(data)  # type: ignore[misc]
+        super().write(bytes(data))  # type: ignore[misc]
         return False
 
 
