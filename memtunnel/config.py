@@ -253,7 +253,7 @@ class _Reading:
                     self._place("max-buffer"), f"expected at least --max-value-size{words}"
                 )
             if self._value("max-clients") < workers:
-                self._mistake(self._place("max-clients"), "expected one for each of --workers")
+                self._mistake(self._place("max-clients"), "expected at least as many as --workers")
         values = {_field(name): self._value(name) for name in _SETTINGS}
         values |= {
             "listen": tuple(each.description for each in listen),

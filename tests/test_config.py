@@ -370,7 +370,7 @@ def test_a_bad_value_is_told_with_its_flag_and_what_was_expected(name: str, valu
         ({"client-auth": "passthrough"}, {}, {}, "--client-auth: expected open or required (pas"),
         ({"max-buffer": "1MiB", "max-value-size": "2MiB"}, {}, {}, "--max-buffer: expected at l"),
         ({"max-buffer": "3MiB", "workers": "4"}, {}, {}, "--max-buffer: expected at least --max"),
-        ({"max-clients": "3", "workers": "4"}, {}, {}, "--max-clients: expected one for each of"),
+        ({"max-clients": "3", "workers": "4"}, {}, {}, "--max-clients: expected at least as many"),
     ],
 )
 def test_a_mistake_names_the_setting_as_it_was_written(

@@ -25,7 +25,7 @@ COMMANDS = [
 ]
 #: Flags of other programs, and of `make bench`.
 FOREIGN = {"--nodaemon", "--pidfile", "--retry", "--retry-connrefused", "--retry-delay"}
-FOREIGN |= {"--help", "--rounds", "--shapes"}
+FOREIGN |= {"--contenders", "--from", "--help", "--rounds", "--shapes"}
 #: What the section on speed is about.
 BENCH = Results.load(ROOT / "docs" / "bench.json")
 
