@@ -286,7 +286,9 @@ class Workers:
     def told(self, worker: WorkerProtocol, message: object) -> None:
         """A worker said something."""
         if isinstance(message, Reading):
-            if worker.heard - worker.began > SETTLED:
+            # Once for each: those that work on say nothing of one that ends again and again.
+            if not worker.settled and worker.heard - worker.began > SETTLED:
+                worker.settled = True
                 self._pacing.succeeded()
             worker.reading = message
             self._look_at_round()
@@ -344,6 +346,7 @@ class WorkerProtocol(ProcessProtocol):
         self.number = number
         self.reading: Reading | None = None
         self.full = False
+        self.settled = False
         self.began = seconds()
         self.heard = self.began
         """When it said something last."""

@@ -664,6 +664,27 @@ def test_one_that_ends_again_and_again_is_replaced_with_pauses(
     assert set(warnings) == {"worker 2 has ended: signal 9; another takes its place"}
 
 
+def test_one_that_works_does_not_hurry_one_that_ends_again_and_again(
+    workers: Workers, machine: Machine
+) -> None:
+    works = machine.processes[0]
+    for _ in range(12):
+        machine.advance(1.0)
+        works.reads(asked(works), lag())
+    for _ in range(6):
+        machine.processes[-1].ends()
+        for _ in range(30):
+            machine.advance(0.1)
+            works.reads(1, lag())
+    machine.processes[-1].ends()
+    before = len(machine.processes)
+    works.reads(1, lag())
+    machine.advance(0.9)
+    assert len(machine.processes) == before
+    machine.advance(1.2)
+    assert len(machine.processes) == before + 1
+
+
 def test_one_that_cannot_be_started_is_tried_again(
     workers: Workers, machine: Machine, warnings: list[str]
 ) -> None:
