@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any
 
+from memtunnel.core.binary_session import BinarySession
 from memtunnel.core.budget import Budget
 from memtunnel.core.mux import Multiplexer
 from memtunnel.core.outcomes import STATUS_WORDS, Distrust
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
-from memtunnel.core.session import Session
 from memtunnel.core.tunnel import Policy, Tunnel
 from memtunnel.wire.binary import (
     GETS,
@@ -235,7 +235,7 @@ class Client:
 
     def __init__(self, house: "House") -> None:
         self.house = house
-        self.session = Session(house.tunnel, house.listener, self)
+        self.session = BinarySession(house.tunnel, house.listener, self)
         self.received = b""
         self.writes = 0
         """How often something was written to it."""

@@ -63,6 +63,7 @@ def words_table() -> str:
         "`result` of client logins": ["ok", "refused"],
         "`reason` of rejected clients": counted("net/downstream.py", "_reject"),
         "`reason` of protocol errors": [
+            *counted("core/binary_session.py", "_protocol_error"),
             *counted("core/session.py", "_protocol_error"),
             *counted("net/downstream.py", "gave_up"),
         ],

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from memtunnel.core import answers as answers_module
 from memtunnel.core.answers import FULL_BYTES, FULL_REQUESTS
 from memtunnel.core.mux import MAX_ENTRIES, MAX_UNSENT
-from memtunnel.core.session import FRAMES_A_TURN
+from memtunnel.core.session import REQUESTS_A_TURN
 from memtunnel.wire.binary import GETS, LOUD, QUIET, Status, answer, refusal, request, split
 
 KIB = 1024
@@ -778,7 +778,7 @@ def test_the_time_of_an_unfinished_frame_is_not_that_of_one_before_the_held_ones
     began = house.now
     client.send(bare(O.NOOP)[:10])
     house.now += 5
-    client.send(bare(O.NOOP)[10:] + bare(O.NOOP) * (FRAMES_A_TURN - 1) + store(b"k", b"v")[:-1])
+    client.send(bare(O.NOOP)[10:] + bare(O.NOOP) * (REQUESTS_A_TURN - 1) + store(b"k", b"v")[:-1])
     client.take_turn()
     assert client.session.intake.since > began
 
@@ -932,7 +932,7 @@ def test_P6_a_client_owed_1024_requests_is_not_read_from() -> None:
         client.take_turn()
     assert client.session.full
     assert client.session.held
-    assert house.links[0].mux.load <= FULL_REQUESTS + FRAMES_A_TURN
+    assert house.links[0].mux.load <= FULL_REQUESTS + REQUESTS_A_TURN
     house.serve()
     assert not client.session.full
     assert len(client.told) == FULL_REQUESTS + 100

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from memtunnel.core.binary_session import BinarySession
 from memtunnel.core.budget import Budget
 from memtunnel.core.mux import Multiplexer
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
-from memtunnel.core.session import Session
 from memtunnel.core.tunnel import Policy, Tunnel
 from memtunnel.ops.metrics import Metrics
 from memtunnel.wire.binary import Opcode, answer, request
@@ -54,9 +54,9 @@ class House:
         self.first = 1
         self.mux = Multiplexer(self.first, lambda: None, policy.max_value_size)
         server.add(self.mux, 0.0)
-        self.sessions: list[Session] = []
+        self.sessions: list[BinarySession] = []
         for _ in range(clients):
-            self.sessions.append(Session(self.tunnel, metrics.listener("listener"), Client()))
+            self.sessions.append(BinarySession(self.tunnel, metrics.listener("listener"), Client()))
         self.read = b"".join(
             request(Opcode.GET, b"memtier-%d" % number, opaque=number.to_bytes(4, "big"))
             for number in range(frames)

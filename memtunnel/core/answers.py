@@ -9,23 +9,16 @@ requests come from is the session's business.
 from __future__ import annotations
 
 from collections import deque
-from operator import is_not
 from typing import TYPE_CHECKING, Final, Protocol
 
-from memtunnel.core.outcomes import REASON_STATUS, Reason, degraded, passes, status_index
-from memtunnel.core.request import Request, one_by_one
+from memtunnel.core.outcomes import REASON_STATUS, Reason, status_index
+from memtunnel.core.request import Request
 from memtunnel.wire.binary import (
     GETS,
     HEADER_LENGTH,
     LOUD,
-    OPCODE_BYTE,
     READS,
-    STATUS_TEXT,
-    Opcode,
     Status,
-    answer,
-    key_of,
-    refusal,
 )
 
 if TYPE_CHECKING:
@@ -136,96 +129,13 @@ class Answers:
         self.owed_bytes += slot.size
         return slot
 
-    def answered(
-        self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
-    ) -> None:
-        opcode = request.opcode
-        loud = LOUD[opcode]
-        quiet = opcode != loud
-        if not passes(loud, status):
-            refused = status == Status.AUTH_FAILED
-            self.failed(request, Reason.REFUSED if refused else Reason.ERROR, now)
-            return
-        if loud in GETS:
-            if self.choked and status == Status.OK:
-                self.failed(request, Reason.OVERLOADED, now)
-                return
-            silent = quiet and status == Status.NOT_FOUND
-        else:
-            silent = quiet and status == Status.OK
-        if silent:
-            frame = b""
-        elif status and stop - start == HEADER_LENGTH and status in STATUS_TEXT:
-            # An error without a body is taken for the next request's answer by some clients.
-            frame = refusal(opcode, request.opaque, status)
-        elif status == Status.OK and loud in self.tunnel.bodyless:
-            cas = int.from_bytes(data[start + 16 : start + 24], "big")
-            frame = answer(opcode, request.opaque, cas=cas)
-        else:
-            head = b"\x81" + OPCODE_BYTE[opcode] + data[start + 2 : start + 12]
-            frame = head + request.opaque + data[start + 16 : stop]
-        self._settle(request, frame, status_index(status), now)
-
-    def all_answered(
-        self, requests: list[Request], data: bytearray, start: int, stop: int, now: float
-    ) -> None:
-        owed = self._owed
-        alike = requests[0]
-        number = len(requests)
-        if self.choked or owed[0] is not alike or (number > 1 and any(map(is_not, owed, requests))):
-            one_by_one(self.answered, requests, data, start, now)
-            return
-        lane = alike.lane
-        assert lane is not None
-        counts = lane.server.counts
-        out = self.out
-        if not out:
-            self.tunnel.ready.append(self)
-        out.append(data[start:stop])
-        if number == 1:
-            owed.popleft()
-            alike.answer = b""
-            self.owed_bytes -= alike.size
-        else:
-            number = 0
-            for request in requests:
-                owed.popleft()
-                request.answer = b""
-                self.owed_bytes -= request.size
-                if (
-                    request.opcode != alike.opcode
-                    or request.sent != alike.sent
-                    or request.arrived != alike.arrived
-                ):
-                    counts.answered(alike.opcode, HIT, alike.arrived, alike.sent, now, now, number)
-                    alike = request
-                    number = 0
-                number += 1
-        counts.answered(alike.opcode, HIT, alike.arrived, alike.sent, now, now, number)
-        if owed and owed[0].answer is not None:
-            self._emit(now)
-
     def failed(self, request: Request, reason: Reason, now: float) -> None:
-        key = b""
-        frame = request.frame
-        if frame is not None and LOUD[request.opcode] in (Opcode.GETK, Opcode.GATK):
-            key = key_of(frame)
-        self._degrade(request, key, reason, now)
+        self.tunnel.counts.degraded(LOUD[request.opcode], reason)
+        self._settle(request, self._degraded(request), REASON_STATUS[reason], now)
 
     def growing(self, request: Request, size: int) -> None:
         request.size += size
         self.owed_bytes += size
-
-    def _degrade(self, request: Request, key: bytes, reason: Reason, now: float) -> None:
-        tunnel = self.tunnel
-        tunnel.counts.degraded(LOUD[request.opcode], reason)
-        frame = degraded(
-            request.opcode,
-            request.opaque,
-            key,
-            as_error=tunnel.policy.errors_on_unavailable,
-        )
-        self._settle(request, frame, REASON_STATUS[reason], now)
 
     def _settle(self, request: Request, frame: bytes, status: int, now: float) -> None:
         """The answer to a request is known; it goes out when its turn comes."""
@@ -246,9 +156,10 @@ class Answers:
         """Too much waits for earlier answers: a hit becomes a miss."""
         if LOUD[request.opcode] not in GETS or request.status != HIT:
             return
-        hit = request.answer
+        hit = request.frame = request.answer
         assert hit is not None
-        reply = degraded(request.opcode, request.opaque, key_of(hit), as_error=False)
+        reply = self._degraded(request)
+        request.frame = None
         saved = len(hit) - len(reply)
         self._stored -= saved
         self.tunnel.budget.used -= saved
@@ -287,11 +198,36 @@ class Answers:
             # Silence is progress too: the client may be closed, or be read from again.
             tunnel.ready.append(self)
 
-    def conclude(self, slot: Request, reply: bytes, now: float, reason: Reason | None) -> None:
-        """A gather is complete: `reason` says why, where a server's answer is missing."""
+    def conclude(
+        self,
+        slot: Request,
+        status: int | None,
+        statistics: list[tuple[bytes, bytes]],
+        reason: Reason | None,
+        now: float,
+    ) -> None:
+        """A gather is complete.
+
+        `status` is None where a server's answer is missing, and `reason` says why one is, if that
+        is to be counted. `statistics` are names and values, in answer to STAT.
+        """
         if reason is not None:
             self.tunnel.counts.degraded(LOUD[slot.opcode], reason)
-        self._settle(slot, reply, _COUNTED, now)
+        frame = self._degraded(slot) if status is None else self._gathered(slot, status, statistics)
+        self._settle(slot, frame, _COUNTED, now)
+
+    # What the client's protocol decides
+
+    def _degraded(self, request: Request) -> bytes:
+        """What is said where there is no answer from a server.
+
+        `request.frame` is a frame that has its key, if one is needed.
+        """
+        raise NotImplementedError
+
+    def _gathered(self, slot: Request, status: int, statistics: list[tuple[bytes, bytes]]) -> bytes:
+        """What is said when a gather is complete."""
+        raise NotImplementedError
 
     def _forget(self, now: float) -> None:
         """Owe nothing any more. Whole writes are still sent, reads are dropped."""

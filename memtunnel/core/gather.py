@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from memtunnel.core.outcomes import REASON_STATUS, Reason, degraded, passes, status_index
+from memtunnel.core.outcomes import REASON_STATUS, Reason, passes, status_index
 from memtunnel.core.request import Request, one_by_one
-from memtunnel.wire.binary import QUIET, Frame, Opcode, Status, answer, refusal, split
+from memtunnel.wire.binary import Frame, Opcode, Status, split
 
 if TYPE_CHECKING:
     from memtunnel.core.session import Session
@@ -78,8 +78,8 @@ class Gather:
     def growing(self, request: Request, size: int) -> None:
         request.size += size
 
-    def conclude(self, slot: Request) -> bytes:
-        """The answer to the client's request."""
+    def outcome(self) -> tuple[int | None, list[tuple[bytes, bytes]]]:
+        """The status of the whole, None for want of an answer; names and values of statistics."""
         raise NotImplementedError
 
     def _settled(self, request: Request, status: int, now: float) -> None:
@@ -89,8 +89,8 @@ class Gather:
         lane.server.counts.answered(request.opcode, status, request.arrived, request.sent, now, now)
         self._left -= 1
         if not self._left:
-            reply = self.conclude(self._slot)
-            self._session.conclude(self._slot, reply, now, self.reason)
+            whole, statistics = self.outcome()
+            self._session.conclude(self._slot, whole, statistics, self.reason, now)
 
     def frames(self, place: int) -> list[Frame]:
         """The frames of one server's answer."""
@@ -102,15 +102,11 @@ class FlushGather(Gather):
 
     __slots__ = ()
 
-    def conclude(self, slot: Request) -> bytes:
+    def outcome(self) -> tuple[int | None, list[tuple[bytes, bytes]]]:
         places = range(len(self.answers))
         worst = max((one.status for place in places for one in self.frames(place)), default=0)
-        if self.reason is not None or (worst and len(self.answers) > 1):
-            errors = self._session.tunnel.policy.errors_on_unavailable
-            return degraded(slot.opcode, slot.opaque, b"", as_error=errors)
-        if worst:
-            return refusal(slot.opcode, slot.opaque, worst)
-        return b"" if slot.opcode in QUIET else answer(slot.opcode, slot.opaque)
+        missing = self.reason is not None or (worst and len(self.answers) > 1)
+        return (None if missing else worst), []
 
 
 class TooLargeGather(Gather):
@@ -122,8 +118,8 @@ class TooLargeGather(Gather):
         if not self._session.fail_over(request, now):
             super().unserved(request, now)
 
-    def conclude(self, slot: Request) -> bytes:
-        return refusal(slot.opcode, slot.opaque, Status.TOO_LARGE)
+    def outcome(self) -> tuple[int | None, list[tuple[bytes, bytes]]]:
+        return Status.TOO_LARGE, []
 
 
 class StatGather(Gather):
@@ -135,7 +131,7 @@ class StatGather(Gather):
 
     __slots__ = ()
 
-    def conclude(self, slot: Request) -> bytes:
+    def outcome(self) -> tuple[int | None, list[tuple[bytes, bytes]]]:
         said = [
             (name, frames)
             for place, name in enumerate(self._names)
@@ -144,21 +140,14 @@ class StatGather(Gather):
         known = [(name, frames) for name, frames in said if not frames[0].status]
         if said and not known:
             # An unknown statistic: one frame, and no terminator after it.
-            return refusal(slot.opcode, slot.opaque, said[0][1][0].status)
+            return said[0][1][0].status, []
         statistics = [
             (name, {frame.key: frame.value for frame in frames if frame.key})
             for name, frames in known
         ]
         if len(self._names) == 1:
-            return sequence(slot.opaque, [pair for _, one in statistics for pair in one.items()])
-        return sequence(slot.opaque, merge(statistics))
-
-
-def sequence(opaque: bytes, pairs: list[tuple[bytes, bytes]]) -> bytes:
-    """The answers to a STAT: a frame for each name and value, and the terminator."""
-    frames = [answer(Opcode.STAT, opaque, key=name, value=value) for name, value in pairs]
-    frames.append(answer(Opcode.STAT, opaque))
-    return b"".join(frames)
+            return Status.OK, [pair for _, one in statistics for pair in one.items()]
+        return Status.OK, merge(statistics)
 
 
 def _is_number(value: bytes) -> bool:

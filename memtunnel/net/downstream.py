@@ -19,6 +19,7 @@ from zope.interface import implementer
 
 from memtunnel.core.answers import CHOKED_BYTES
 from memtunnel.core.answers import ListenerCounts as SessionCounts
+from memtunnel.core.binary_session import BinarySession
 from memtunnel.core.session import Session
 from memtunnel.core.tunnel import Tunnel
 from memtunnel.net.turn import Turn
@@ -64,7 +65,7 @@ class Downstream(Protocol):
         self._tunnel = listener.tunnel
         self._turn = listener.turn
         self._seconds = listener.seconds
-        self.session = Session(listener.tunnel, listener.counts, self)
+        self.session: Session = BinarySession(listener.tunnel, listener.counts, self)
         self.write: Callable[[bytes | bytearray], bool]
         """The transport's own, so that an answer takes no detour."""
         self._ended = False

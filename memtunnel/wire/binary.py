@@ -226,6 +226,13 @@ def refusal(opcode: int, opaque: bytes, status: int) -> bytes:
     return answer(opcode, opaque, status, value=STATUS_TEXT[status])
 
 
+def statistics_answers(opaque: bytes, pairs: list[tuple[bytes, bytes]]) -> bytes:
+    """The answers to a STAT: a frame for each name and value, and the terminator."""
+    frames = [answer(Opcode.STAT, opaque, key=name, value=value) for name, value in pairs]
+    frames.append(answer(Opcode.STAT, opaque))
+    return b"".join(frames)
+
+
 def key_of(frame: bytes) -> bytes:
     """The key of one whole frame, request or answer."""
     start = HEADER_LENGTH + frame[4]
