@@ -12,7 +12,15 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 #: What every request passes through, and what is pure.
-COMPILED = ("memtunnel/wire/binary.py", "memtunnel/core/[a-z]*.py", "memtunnel/ops/metrics.py")
+COMPILED = (
+    "memtunnel/wire/binary.py",
+    "memtunnel/wire/classic.py",
+    "memtunnel/wire/command.py",
+    "memtunnel/wire/meta.py",
+    "memtunnel/wire/text.py",
+    "memtunnel/core/[a-z]*.py",
+    "memtunnel/ops/metrics.py",
+)
 
 
 class CompiledCore(BuildHookInterface):

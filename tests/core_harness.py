@@ -17,6 +17,7 @@ from memtunnel.core.mux import Multiplexer
 from memtunnel.core.outcomes import STATUS_WORDS, Distrust
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
+from memtunnel.core.session import Session
 from memtunnel.core.tunnel import Policy, Tunnel
 from memtunnel.wire.binary import (
     GETS,
@@ -233,9 +234,9 @@ class ListenerCounts:
 class Client:
     """A client and its connection to the tunnel."""
 
-    def __init__(self, house: "House") -> None:
+    def __init__(self, house: "House", protocol: type[Session] = BinarySession) -> None:
         self.house = house
-        self.session = BinarySession(house.tunnel, house.listener, self)
+        self.session = protocol(house.tunnel, house.listener, self)
         self.received = b""
         self.writes = 0
         """How often something was written to it."""
@@ -414,8 +415,8 @@ class House:
         self.tunnel.flush()
         return link
 
-    def client(self) -> Client:
-        client = Client(self)
+    def client(self, protocol: type[Session] = BinarySession) -> Client:
+        client = Client(self, protocol)
         self.clients.append(client)
         return client
 

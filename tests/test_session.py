@@ -672,15 +672,6 @@ def test_a_bad_magic_closes_after_earlier_answers(garbage: bytes, size: int) -> 
     settled(house)
 
 
-@pytest.mark.parametrize("first", [b"get k\r\n", b"\x81" * 30, b"\0", b"\r\n"])
-def test_what_is_not_binary_from_the_start_is_told_so_and_closed(first: bytes) -> None:
-    house, client = opened()
-    client.send(first)
-    assert client.received == b"ERROR\r\n"
-    assert client.closed
-    assert house.listener.protocol_errors == {"text": 1}
-
-
 @pytest.mark.parametrize("opcode", [O.SET, O.SETQ])
 @pytest.mark.parametrize("size", [1, 30, 100000])
 def test_a_set_too_large_deletes_the_old_value_in_its_place(opcode: int, size: int) -> None:

@@ -45,7 +45,7 @@ class Client(Protocol):
         """Something has changed for a client that does not read, is not read from, or is done."""
 
     def notice(self, what: str) -> None:
-        """The client did what its owner should hear of: ``text`` or ``login_refused``."""
+        """The client did what its owner should hear of: ``login_refused``."""
 
 
 class ListenerCounts(Protocol):

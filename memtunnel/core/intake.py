@@ -10,7 +10,7 @@ from typing import Final
 from memtunnel.core.budget import Budget
 
 #: Bytes of a frame that is kept without asking whether there is memory for it.
-SMALL_FRAME: Final = 1024
+SMALL_FRAME: Final = 2048
 
 
 class Intake:
@@ -23,6 +23,7 @@ class Intake:
     __slots__ = (
         "_budget",
         "_buffer",
+        "_line",
         "_needed",
         "_reserved",
         "_skip",
@@ -34,6 +35,8 @@ class Intake:
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._buffer = bytearray()
+        self._line = False
+        """Whether the end of a line will do, in place of `_needed` bytes."""
         self._needed = 0
         self._reserved = 0
         self._skip = 0
@@ -58,7 +61,7 @@ class Intake:
         if not self._buffer:
             return data
         self._buffer += data
-        if len(self._buffer) < self._needed:
+        if len(self._buffer) < self._needed and not (self._line and b"\n" in data):
             return b""
         data = bytes(self._buffer)
         self.clear()
@@ -69,11 +72,19 @@ class Intake:
 
         False, and nothing is kept, where there is no memory for so many.
         """
+        return self._keep(data, position, needed, False, now)
+
+    def keep_line(self, data: bytes, position: int, longest: int, now: float) -> bool:
+        """The same for a line, until its end or `longest` bytes of it are there."""
+        return self._keep(data, position, longest, True, now)
+
+    def _keep(self, data: bytes, position: int, needed: int, line: bool, now: float) -> bool:
         if needed > SMALL_FRAME:
             if not self._budget.reserve(needed):
                 return False
             self._reserved = needed
         self._needed = needed
+        self._line = line
         self._buffer += data[position:]
         self._unfinished(position, now)
         return True

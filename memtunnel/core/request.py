@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from memtunnel.wire.binary import HEADER_LENGTH
+from memtunnel.wire.command import Reply
 
 if TYPE_CHECKING:
     from memtunnel.core.lane import Lane
@@ -56,8 +57,8 @@ class Request:
     clock; `sent` is 0 until the frame was handed to a transport.
     """
 
-    # A plain class, not a dataclass: one is made for every frame (0.19 µs), and two of its slots
-    # stay empty where the answer need not wait.
+    # A plain class, not a dataclass: one is made for every frame (0.19 µs), and some of its slots
+    # stay empty where they are not needed.
     __slots__ = (
         "answer",
         "arrived",
@@ -68,12 +69,15 @@ class Request:
         "opcode",
         "owner",
         "received",
+        "reply",
         "retried",
         "sent",
         "size",
         "status",
     )
 
+    reply: Reply
+    """How its outcome is told; set only by who does not pass on frames."""
     received: float
     """When its answer was parsed; set only where the answer has to wait for others."""
     status: int

@@ -17,7 +17,7 @@ from memtunnel.core.intake import Intake
 from memtunnel.core.lane import Lane
 from memtunnel.core.outcomes import Reason
 from memtunnel.core.request import Request
-from memtunnel.wire.binary import HEADER_LENGTH, LOUD, READS, REQUEST_MAGIC, Opcode, key_of
+from memtunnel.wire.binary import HEADER_LENGTH, LOUD, READS, Opcode, key_of
 from memtunnel.wire.binary import request as request_frame
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class Session(Answers):
     """
 
     __slots__ = (
-        "_begun",
         "_held_at",
         "_lanes",
         "_trusted",
@@ -47,7 +46,6 @@ class Session(Answers):
     def __init__(self, tunnel: Tunnel, counts: ListenerCounts, client: Client) -> None:
         super().__init__(tunnel, counts, client)
         self._lanes: list[Lane | None] = [None] * len(tunnel.servers)
-        self._begun = False
         self._trusted = not tunnel.policy.login_required
         self.intake = Intake(tunnel.budget)
         self.held = b""
@@ -67,14 +65,6 @@ class Session(Answers):
         self._counts.received_bytes += len(data)
         if self.finishing:
             return False
-        if not self._begun:
-            self._begun = True
-            if data[0] != REQUEST_MAGIC:
-                self._protocol_error("text")
-                self.client.notice("text")
-                self.out.append(b"ERROR\r\n")
-                self.finish()
-                return True
         if self.held:
             self._hold(data)
             return True

@@ -21,8 +21,10 @@ from memtunnel.core.answers import CHOKED_BYTES
 from memtunnel.core.answers import ListenerCounts as SessionCounts
 from memtunnel.core.binary_session import BinarySession
 from memtunnel.core.session import Session
+from memtunnel.core.text_session import TextSession
 from memtunnel.core.tunnel import Tunnel
 from memtunnel.net.turn import Turn
+from memtunnel.wire.binary import REQUEST_MAGIC
 
 #: Seconds that a client may stop in the middle of a frame.
 PARTIAL_TIMEOUT: Final = 10.0
@@ -35,7 +37,6 @@ REMINDER: Final = 60.0
 
 #: What clients do wrong that only their owner can mend.
 _NOTICES: Final = {
-    "text": "a client speaks the text protocol, which is not served: switch on its binary protocol",
     "login_refused": "a client's login was refused: it is not the one that the tunnel was given",
     "max_clients": "a client was refused: --max-clients is reached",
 }
@@ -66,6 +67,8 @@ class Downstream(Protocol):
         self._turn = listener.turn
         self._seconds = listener.seconds
         self.session: Session = BinarySession(listener.tunnel, listener.counts, self)
+        """Of the other protocol, if the first byte says so."""
+        self._began = False
         self.write: Callable[[bytes | bytearray], bool]
         """The transport's own, so that an answer takes no detour."""
         self._ended = False
@@ -94,6 +97,10 @@ class Downstream(Protocol):
     def dataReceived(self, data: bytes) -> None:
         # What comes after the end is read and discarded: a close with unread input would cut
         # the answer short.
+        if not self._began:
+            self._began = True
+            if data[0] != REQUEST_MAGIC:
+                self.session = TextSession(self._tunnel, self._counts, self)
         if self.session.receive(data, self._turn.now):
             self._after_read()
 

@@ -47,8 +47,12 @@ class Credentials:
         if len(parts) != 3:
             return False
         identity, username, password = parts
-        mine = self.username.encode()
-        right_user = hmac.compare_digest(username, mine)
+        right = self.matches(username, password)
+        right_identity = not identity or hmac.compare_digest(identity, self.username.encode())
+        return right and right_identity
+
+    def matches(self, username: bytes, password: bytes) -> bool:
+        """Whether these are it. Takes the same time whichever of them is wrong."""
+        right_username = hmac.compare_digest(username, self.username.encode())
         right_password = hmac.compare_digest(password, self.password.reveal())
-        right_identity = not identity or hmac.compare_digest(identity, mine)
-        return right_user and right_password and right_identity
+        return right_username and right_password

@@ -1,0 +1,353 @@
+"""A client that speaks the text protocol: classic and meta commands.
+
+Each command becomes binary requests, one for a key, to the same servers as a binary client's, and
+each answer is told in text. VERSION, QUIT and errors are answered here, and so is a login, which in
+text is a ``set`` like any other until somebody knows better.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from memtunnel.core.answers import Client, ListenerCounts
+from memtunnel.core.lane import Lane
+from memtunnel.core.outcomes import Reason, passes, status_index
+from memtunnel.core.request import Request, one_by_one
+from memtunnel.core.session import REQUESTS_A_TURN, Session
+from memtunnel.wire.binary import GETS, Opcode, Status
+from memtunnel.wire.binary import request as request_frame
+from memtunnel.wire.classic import GETTING, Value
+from memtunnel.wire.command import (
+    Ask,
+    Command,
+    Flush,
+    Get,
+    Quit,
+    Reply,
+    Say,
+    Skip,
+    Statistics,
+    Stats,
+    Store,
+    Version,
+    unsigned,
+)
+from memtunnel.wire.text import parse, words_of
+
+if TYPE_CHECKING:
+    from memtunnel.core.tunnel import Tunnel
+
+#: Bytes of a line; only one that gets values may be longer.
+LONGEST_LINE: Final = 2048
+#: Bytes of a line that gets values. memcached takes them of any length.
+LONGEST_GET: Final = 1024 * 1024
+#: Bytes of a block that may hold a login.
+LONGEST_LOGIN: Final = 1024
+
+_NO_OPAQUE: Final = bytes(4)
+#: Blanks that a long line may begin with.
+_LEADING_BLANKS: Final = 100
+_END: Final = b"END\r\n"
+_UNAUTHENTICATED: Final = b"CLIENT_ERROR unauthenticated\r\n"
+_LOGIN_FAILED: Final = b"CLIENT_ERROR authentication failure\r\n"
+_LOGIN_ENDED_BADLY: Final = b"CLIENT_ERROR bad command line termination\r\n"
+_STORED: Final = b"STORED\r\n"
+
+
+class TextSession(Session):
+    """A `Session` whose client speaks the text protocol."""
+
+    __slots__ = ("_batch", "_lane", "_long_get", "_may_log_in", "_run", "_run_bytes")
+
+    def __init__(self, tunnel: Tunnel, counts: ListenerCounts, client: Client) -> None:
+        super().__init__(tunnel, counts, client)
+        self._may_log_in = True
+        """Whether what comes next may be a login: at the beginning, and as long as one is due."""
+        self._long_get: Get | None = None
+        """The get whose line goes on with the held bytes."""
+        self._batch: list[Request] = []
+        """The requests of this read."""
+        # What goes to one lane goes there together: requests of so many bytes, not sent yet.
+        self._lane: Lane | None = None
+        self._run: list[Request] = []
+        self._run_bytes = 0
+
+    # Input
+
+    def _parse(self, data: bytes, now: float) -> None:
+        position = 0
+        taken = 0
+        while position < len(data) and not self.finishing:
+            if taken >= REQUESTS_A_TURN:
+                self._hold(data[position:])
+                self._held_at = now
+                break
+            end = data.find(b"\n", position)
+            if self._long_get is not None:
+                position = self._get_more(self._long_get, data, position, end, now)
+                taken = REQUESTS_A_TURN
+                continue
+            if end < 0:
+                self._wait_for_line(data, position, now)
+                break
+            line = data[position:end]
+            if line.endswith(b"\r"):
+                line = line[:-1]
+            if self._may_log_in:
+                after = self._log_in(line, data, position, end + 1, now)
+                if after < 0:
+                    break
+                if after:
+                    position = after
+                    taken += 1
+                    continue
+            command = parse(line)
+            if isinstance(command, Get):
+                keys = command.keys
+                if len(keys) > REQUESTS_A_TURN:
+                    data = b" ".join(keys[REQUESTS_A_TURN:]) + data[end:]
+                    position = 0
+                    del keys[REQUESTS_A_TURN:]
+                    self._long_get = command
+                else:
+                    position = end + 1
+                self._get(command, keys, self._long_get is None, now)
+                taken += len(keys)
+            else:
+                position = self._take(command, data, position, end + 1, now)
+                if position < 0:
+                    break
+                taken += 1
+        self._send_run(now)
+        if self._batch:
+            batch, self._batch = self._batch, []
+            self.tunnel.deadlines.add(now, batch)
+
+    def _wait_for_line(self, data: bytes, position: int, now: float) -> None:
+        """The line at `position` has no end yet."""
+        length = len(data) - position
+        longest = LONGEST_LINE
+        if length > LONGEST_LINE:
+            begin = data[position : position + _LEADING_BLANKS + len(GETTING[-1])].lstrip(b" ")
+            longest = min(4 * length, LONGEST_GET) if begin.startswith(GETTING) else 0
+        if length > longest or not self.intake.keep_line(data, position, longest, now):
+            self._protocol_error("too_long")
+            self.finish()
+
+    def _take(self, command: Command, data: bytes, position: int, after: int, now: float) -> int:
+        """Take the command at `position`, whose line ends at `after`.
+
+        Returns the position behind it, or -1 where its block is not there yet.
+        """
+        self.awaits_more = False
+        if isinstance(command, Store):
+            return self._store(command, data, position, after, now)
+        if isinstance(command, Ask):
+            self._ask(command, b"", now)
+        elif isinstance(command, Say):
+            if command.status == Status.UNKNOWN_COMMAND:
+                self._protocol_error("unknown_command")
+            elif command.status == Status.INVALID:
+                self._protocol_error("invalid")
+            self._say(command.text, command.opcode, command.status, now)
+        elif isinstance(command, Skip):
+            self._protocol_error("invalid")
+            say = partial(self._say, command.text, int(Opcode.SET), int(Status.INVALID))
+            return self._past(data, position, after + command.size + 2, now, say)
+        elif isinstance(command, Stats):
+            self._stats(command, now)
+        elif isinstance(command, Flush):
+            self.awaits_more = command.reply.is_quiet()
+            self._send_run(now)
+            frame = request_frame(Opcode.FLUSH, extras=command.extras)
+            self._ask_all(self._told(Opcode.FLUSH, command.reply, now), frame, now, self._batch)
+        elif isinstance(command, Version):
+            said = b"VERSION %b\r\n" % self.tunnel.version
+            self._say(said, Opcode.VERSION, Status.OK, now)
+        else:
+            assert isinstance(command, Quit)
+            self._say(b"", Opcode.QUIT, Status.OK, now)
+            self.finish()
+        return after
+
+    # What goes to servers
+
+    def _get(self, command: Get, keys: list[bytes], ends: bool, now: float) -> None:
+        """Ask for the values of keys, with which the line `ends` or does not."""
+        self.awaits_more = False
+        if not keys:
+            self._say(_END, command.opcode, Status.NOT_FOUND, now)
+            return
+        opcode = command.opcode
+        left = len(keys)
+        for key in keys:
+            left -= 1
+            reply = Value(key, command.with_cas, ends and not left)
+            self._send_later(
+                opcode, key, request_frame(opcode, key, extras=command.extras), reply, now
+            )
+
+    def _get_more(self, command: Get, data: bytes, position: int, end: int, now: float) -> int:
+        """Go on with the line of a get that ends at `end`; returns the position behind it."""
+        keys = data[position:end].split(b" ", REQUESTS_A_TURN)
+        after = end + 1
+        if len(keys) > REQUESTS_A_TURN:
+            after = end - len(keys.pop())
+        else:
+            self._long_get = None
+        self._get(command, keys, self._long_get is None, now)
+        return after
+
+    def _ask(self, command: Ask, value: bytes, now: float) -> None:
+        self.awaits_more = command.reply.is_quiet()
+        frame = request_frame(
+            command.opcode, command.key, extras=command.extras, value=value, cas=command.cas
+        )
+        self._send_later(command.opcode, command.key, frame, command.reply, now)
+
+    def _store(self, command: Store, data: bytes, position: int, after: int, now: float) -> int:
+        """Take a command with its block; see `_take`."""
+        stop = after + command.size + 2
+        if command.size > self.tunnel.policy.max_value_size:
+            return self._past(data, position, stop, now, partial(self._too_large, command))
+        if stop > len(data):
+            if self.intake.keep(data, position, stop - position, now):
+                return -1
+            return self._past(data, position, stop, now, partial(self._overload, command))
+        if data[stop - 2 : stop] == b"\r\n":
+            self._ask(command, data[after : stop - 2], now)
+        else:
+            self._protocol_error("invalid")
+            self._say(command.bad_chunk, command.opcode, Status.INVALID, now)
+        return stop
+
+    def _too_large(self, command: Store, now: float) -> None:
+        slot = self._told(command.opcode, command.reply, now)
+        if command.drops:
+            self._delete_old(slot, command.key, now)
+        else:
+            self.conclude(slot, Status.TOO_LARGE, [], None, now)
+
+    def _overload(self, command: Store, now: float) -> None:
+        self.failed(self._told(command.opcode, command.reply, now), Reason.OVERLOADED, now)
+
+    def _stats(self, command: Stats, now: float) -> None:
+        if command.key == b"memtunnel":
+            said = command.reply.listed(self._statistics())
+            self._say(said, Opcode.STAT, Status.OK, now)
+            return
+        self._send_run(now)
+        frame = request_frame(Opcode.STAT, command.key)
+        self._ask_all(self._told(Opcode.STAT, command.reply, now), frame, now, self._batch)
+
+    def _told(self, opcode: int, reply: Reply, now: float) -> Request:
+        """A request's place in the order, which is to be told as `reply` says."""
+        slot = self._slot(opcode, _NO_OPAQUE, now)
+        slot.reply = reply
+        return slot
+
+    def _send_later(self, opcode: int, key: bytes, frame: bytes, reply: Reply, now: float) -> None:
+        """Owe a request, and send it together with those that go the same way."""
+        lane = self._lane_of(key)
+        if lane is not self._lane:
+            self._send_run(now)
+            self._lane = lane
+        size = len(frame)
+        request = Request(self, lane, opcode, _NO_OPAQUE, frame, size, now)
+        request.reply = reply
+        self._owed.append(request)
+        self._batch.append(request)
+        self._run.append(request)
+        self._run_bytes += size
+
+    def _send_run(self, now: float) -> None:
+        lane = self._lane
+        if lane is not None and self._run:
+            run, self._run = self._run, []
+            size, self._run_bytes = self._run_bytes, 0
+            self._send(lane, run, size, now)
+
+    # What the tunnel answers itself
+
+    def _say(self, text: bytes, opcode: int, status: int, now: float) -> None:
+        self._settle_new(opcode, _NO_OPAQUE, text, now, status_index(status))
+
+    def _log_in(self, line: bytes, data: bytes, position: int, after: int, now: float) -> int:
+        """Take the command at `position`, whose line ends at `after`, if it is a login.
+
+        Returns the position behind it, 0 where it is something else, -1 where its block is not
+        there yet. MemCachier's clients set the password under the user's name, memcached's both
+        of them under any key. Without a login, where one is due, nothing else is taken.
+        """
+        credentials = self.tunnel.policy.credentials
+        words = words_of(line)
+        size = unsigned(words[4]) if len(words) > 4 and words[0] == b"set" else None
+        mine = b"" if credentials is None else credentials.username.encode()
+        named = size is not None and (unsigned(words[2]) is None or words[1] == mine)
+        if self._trusted and not named and (not mine or size is None or size > LONGEST_LOGIN):
+            self._may_log_in = False
+            return 0
+        if size is None:
+            self._say(_UNAUTHENTICATED, 0xFF, Status.AUTH_FAILED, now)
+            return after
+        stop = after + size + 2
+        if size > LONGEST_LOGIN:
+            return self._past(data, position, stop, now, partial(self._judge_login, False))
+        if stop > len(data):
+            if not self.intake.keep(data, position, stop - position, now):
+                self.finish()
+            return -1
+        block = data[after : stop - 2]
+        username, _, password = block.partition(b" ")
+        if self._trusted and not named and username != mine:
+            self._may_log_in = False
+            return 0
+        if data[stop - 2 : stop] != b"\r\n":
+            self._say(_LOGIN_ENDED_BADLY, Opcode.SASL_AUTH, Status.INVALID, now)
+        else:
+            right = (
+                credentials is None
+                or credentials.matches(words[1], block)
+                or credentials.matches(username, password)
+            )
+            self._judge_login(right, now)
+        return stop
+
+    def _judge_login(self, right: bool, now: float) -> None:
+        self._judge(right)
+        self._may_log_in = not right
+        if right:
+            self._say(_STORED, Opcode.SASL_AUTH, Status.OK, now)
+        else:
+            self._say(_LOGIN_FAILED, Opcode.SASL_AUTH, Status.AUTH_FAILED, now)
+
+    # Answers
+
+    def answered(
+        self, request: Request, status: int, data: bytes, start: int, stop: int, now: float
+    ) -> None:
+        loud = request.opcode
+        gets = loud in GETS
+        if not passes(loud, status) and (gets or status != Status.OUT_OF_MEMORY):
+            refused = status == Status.AUTH_FAILED
+            self.failed(request, Reason.REFUSED if refused else Reason.ERROR, now)
+        elif gets and self.choked and status == Status.OK:
+            self.failed(request, Reason.OVERLOADED, now)
+        else:
+            text = request.reply.told(status, data, start, stop)
+            self._settle(request, text, status_index(status), now)
+
+    def all_answered(
+        self, requests: list[Request], data: bytearray, start: int, stop: int, now: float
+    ) -> None:
+        one_by_one(self.answered, requests, data, start, now)
+
+    def _degraded(self, request: Request) -> bytes:
+        return request.reply.degraded(as_error=self.tunnel.policy.errors_on_unavailable)
+
+    def _gathered(self, slot: Request, status: int, statistics: list[tuple[bytes, bytes]]) -> bytes:
+        reply = slot.reply
+        if isinstance(reply, Statistics) and not status:
+            return reply.listed(statistics)
+        return reply.told(status, b"", 0, 0)

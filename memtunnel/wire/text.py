@@ -1,0 +1,36 @@
+"""The text protocol: from a line to what it asks for.
+
+A line is words with blanks between them, the first of which is a verb. `wire.classic` and
+`wire.meta` know the verbs, `wire.command` what they can ask for.
+"""
+
+from typing import Final
+
+from memtunnel.wire import classic, meta
+from memtunnel.wire.classic import error
+from memtunnel.wire.command import Command, Quit
+
+#: As many words of a line are looked at, where it asks for no values.
+MOST_WORDS: Final = 23
+
+_VERBS: Final = classic.VERBS | meta.VERBS
+
+
+def words_of(line: bytes) -> list[bytes]:
+    """The words of a line; it ends at a NUL, if there is one."""
+    if b"\0" in line:
+        line = line[: line.index(b"\0")]
+    words = line.split(b" ")
+    return [word for word in words if word] if b"" in words else words
+
+
+def parse(line: bytes) -> Command:
+    """What a line, without its end, asks for."""
+    words = words_of(line)
+    take = _VERBS.get(words[0]) if words else None
+    if take is not None:
+        return take(words)
+    if words and len(words[0]) > 1 and words[:MOST_WORDS][-1].startswith(b"HTTP/"):
+        # A browser was made to send this; what follows is not meant for a cache.
+        return Quit()
+    return error()
