@@ -472,16 +472,19 @@ def test_lost_framing_is_answered_up_to_there_and_closed(bench: Bench, tail: byt
     assert bench.counts.protocol_errors == {"magic": 1}
 
 
-def test_text_is_told_so(bench: Bench) -> None:
-    client = bench.client()
-    client.deliver(b"get key\r\n")
+def test_the_first_byte_tells_the_protocol(bench: Bench) -> None:
+    text, binary_client = bench.client(), bench.client()
+    text.deliver(b"g")
+    binary_client.deliver(get(1))
+    text.deliver(b"et key\r\n")
+    bench.hits()
     bench.settle()
-    assert client.read() == b"ERROR\r\n"
-    assert client.finished
-    another = bench.client()
-    another.deliver(b"get key\r\n")
-    (said,) = bench.said  # once in a while, however many there are
-    assert "binary protocol" in said
+    assert text.read() == b"VALUE key 0 5\r\nvalue\r\nEND\r\n"
+    assert numbers(binary_client.read()) == [1]
+    text.deliver(get(1) + b"\n")
+    bench.settle()
+    assert text.read() == b"ERROR\r\n"
+    assert not text.finished
 
 
 def test_the_tunnel_stops_after_what_was_read(bench: Bench) -> None:

@@ -10,7 +10,9 @@ from typing import Final
 from memtunnel.core.budget import Budget
 
 #: Bytes of a frame that is kept without asking whether there is memory for it.
-SMALL_FRAME: Final = 2048
+SMALL_FRAME: Final = 1024
+#: The same of a line.
+SMALL_LINE: Final = 2048
 
 
 class Intake:
@@ -72,21 +74,17 @@ class Intake:
 
         False, and nothing is kept, where there is no memory for so many.
         """
-        return self._keep(data, position, needed, False, now)
+        if needed > SMALL_FRAME and not self._reserve(needed):
+            return False
+        self._keep(data, position, needed, now)
+        return True
 
     def keep_line(self, data: bytes, position: int, longest: int, now: float) -> bool:
         """The same for a line, until its end or `longest` bytes of it are there."""
-        return self._keep(data, position, longest, True, now)
-
-    def _keep(self, data: bytes, position: int, needed: int, line: bool, now: float) -> bool:
-        if needed > SMALL_FRAME:
-            if not self._budget.reserve(needed):
-                return False
-            self._reserved = needed
-        self._needed = needed
-        self._line = line
-        self._buffer += data[position:]
-        self._unfinished(position, now)
+        if longest > SMALL_LINE and not self._reserve(longest):
+            return False
+        self._line = True
+        self._keep(data, position, longest, now)
         return True
 
     def skip(self, size: int, position: int, now: float, then: Callable[[float], None]) -> None:
@@ -100,8 +98,20 @@ class Intake:
         self._budget.release(self._reserved)
         self._reserved = 0
         self._skip = 0
+        self._line = False
         self._buffer.clear()
         self.since = 0.0
+
+    def _reserve(self, size: int) -> bool:
+        if not self._budget.reserve(size):
+            return False
+        self._reserved = size
+        return True
+
+    def _keep(self, data: bytes, position: int, needed: int, now: float) -> None:
+        self._needed = needed
+        self._buffer += data[position:]
+        self._unfinished(position, now)
 
     def _unfinished(self, position: int, now: float) -> None:
         # A frame at the front may have begun with an earlier read.
