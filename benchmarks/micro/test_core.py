@@ -18,6 +18,8 @@ from memtunnel.core.budget import Budget
 from memtunnel.core.mux import Multiplexer
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
+from memtunnel.core.session import Session
+from memtunnel.core.text_session import TextSession
 from memtunnel.core.tunnel import Policy, Tunnel
 from memtunnel.ops.metrics import Metrics
 from memtunnel.wire.binary import Opcode, answer, request
@@ -40,10 +42,24 @@ class Client:
         raise AssertionError(what)
 
 
+def binary_get(key: bytes, number: int) -> bytes:
+    return request(Opcode.GET, key, opaque=number.to_bytes(4, "big"))
+
+
+def text_get(key: bytes, number: int) -> bytes:
+    return b"get %b\r\n" % key
+
+
+PROTOCOLS: dict[str, tuple[type[Session], Callable[[bytes, int], bytes]]] = {
+    "binary": (BinarySession, binary_get),
+    "text": (TextSession, text_get),
+}
+
+
 class House:
     """A tunnel with one server and one connection to it, and clients."""
 
-    def __init__(self, clients: int, frames: int) -> None:
+    def __init__(self, protocol: str, clients: int, frames: int) -> None:
         metrics = Metrics(version="", python="", twisted="", openssl="", reactor="")
         budget = Budget(1 << 30)
         server = Server("server", 0, metrics.server("server"), budget)
@@ -54,13 +70,11 @@ class House:
         self.first = 1
         self.mux = Multiplexer(self.first, lambda: None, policy.max_value_size)
         server.add(self.mux, 0.0)
-        self.sessions: list[BinarySession] = []
+        self.sessions: list[Session] = []
+        speaks, get = PROTOCOLS[protocol]
         for _ in range(clients):
-            self.sessions.append(BinarySession(self.tunnel, metrics.listener("listener"), Client()))
-        self.read = b"".join(
-            request(Opcode.GET, b"memtier-%d" % number, opaque=number.to_bytes(4, "big"))
-            for number in range(frames)
-        )
+            self.sessions.append(speaks(self.tunnel, metrics.listener("listener"), Client()))
+        self.read = b"".join(get(b"memtier-%d" % number, number) for number in range(frames))
         self.frames = clients * frames
         self.clock = count(1)
 
@@ -96,10 +110,11 @@ class House:
 PARTS = ("scan", "take", "match and deliver", "sweep")
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(("clients", "frames"), SHAPES)
 @pytest.mark.parametrize("part", PARTS)
-def test_part(benchmark: Any, part: str, clients: int, frames: int) -> None:
-    house = House(clients, frames)
+def test_part(benchmark: Any, part: str, protocol: str, clients: int, frames: int) -> None:
+    house = House(protocol, clients, frames)
 
     def before() -> tuple[tuple[bytes], dict[str, Any]]:
         if part == "take" and house.mux.in_flight:
@@ -134,9 +149,10 @@ def test_part(benchmark: Any, part: str, clients: int, frames: int) -> None:
     tell_per_frame(benchmark, house.frames)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(("clients", "frames"), SHAPES)
-def test_turn(benchmark: Any, clients: int, frames: int) -> None:
-    house = House(clients, frames)
+def test_turn(benchmark: Any, protocol: str, clients: int, frames: int) -> None:
+    house = House(protocol, clients, frames)
     said = [house.answers() for _ in range(max(200, 100_000 // house.frames // 5) + 1)]
     said.reverse()
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from memtunnel.core.answers import Client, ListenerCounts
+from memtunnel.core.answers import HIT, Client, ListenerCounts
 from memtunnel.core.lane import Lane
 from memtunnel.core.outcomes import Reason, passes, status_index
 from memtunnel.core.request import Request, one_by_one
 from memtunnel.core.session import REQUESTS_A_TURN, Session
-from memtunnel.wire.binary import GETS, Opcode, Status
+from memtunnel.wire.binary import GET_HEADERS, GETS, HEADER_LENGTH, Opcode, Status
 from memtunnel.wire.binary import request as request_frame
 from memtunnel.wire.classic import GETTING, Value
 from memtunnel.wire.command import (
@@ -180,13 +180,16 @@ class TextSession(Session):
             self._say(_END, command.opcode, Status.NOT_FOUND, now)
             return
         opcode = command.opcode
-        left = len(keys)
-        for key in keys:
-            left -= 1
-            reply = Value(key, command.with_cas, ends and not left)
-            self._send_later(
-                opcode, key, request_frame(opcode, key, extras=command.extras), reply, now
-            )
+        extras = command.extras
+        with_cas = command.with_cas
+        last = len(keys) - 1
+        for place, key in enumerate(keys):
+            if extras:
+                frame = request_frame(opcode, key, extras=extras)
+            else:
+                frame = GET_HEADERS[len(key)] + key
+            reply = Value(key, with_cas, ends and place == last)
+            self._send_later(opcode, key, frame, reply, now)
 
     def _get_more(self, command: Get, data: bytes, position: int, end: int, now: float) -> int:
         """Go on with the line of a get that ends at `end`; returns the position behind it."""
@@ -341,7 +344,31 @@ class TextSession(Session):
     def all_answered(
         self, requests: list[Request], data: bytearray, start: int, stop: int, now: float
     ) -> None:
-        one_by_one(self.answered, requests, data, start, now)
+        owed = self._owed
+        if self.choked:
+            one_by_one(self.answered, requests, data, start, now)
+            return
+        out = self.out
+        if not out:
+            self.tunnel.ready.append(self)
+        for request in requests:
+            stop = start + HEADER_LENGTH + int.from_bytes(data[start + 8 : start + 12], "big")
+            if owed[0] is request:
+                owed.popleft()
+                request.answer = b""
+                self.owed_bytes -= request.size
+                text = request.reply.told(0, data, start, stop)
+                if text:
+                    out.append(text)
+                lane = request.lane
+                assert lane is not None
+                sent = request.sent
+                lane.server.counts.answered(request.opcode, HIT, request.arrived, sent, now, now)
+                if owed and owed[0].answer is not None:
+                    self._emit(now)
+            else:
+                self.answered(request, 0, bytes(data[start:stop]), 0, stop - start, now)
+            start = stop
 
     def _degraded(self, request: Request) -> bytes:
         return request.reply.degraded(as_error=self.tunnel.policy.errors_on_unavailable)

@@ -205,6 +205,12 @@ def request(
     return b"".join((header, extras, key, value))
 
 
+#: By length of the key: the header of a GET, which many are made of.
+GET_HEADERS: Final = tuple(
+    request(Opcode.GET, bytes(length))[:HEADER_LENGTH] for length in range(MAX_KEY_LENGTH + 1)
+)
+
+
 def answer(
     opcode: int,
     opaque: bytes,

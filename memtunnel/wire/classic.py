@@ -73,7 +73,7 @@ class Value(Reply):
         flags = int.from_bytes(data[body:begin], "big")
         head = b"VALUE %b %d %d" % (self.key, flags, len(value))
         if self.with_cas:
-            head += b" %d" % int.from_bytes(data[start + 16 : body], "big")
+            head += b" %d" % cas_of(data, start)
         return b"".join((head, b"\r\n", value, b"\r\n", end))
 
     def degraded(self, *, as_error: bool) -> bytes:
@@ -104,7 +104,7 @@ class Number(Words):
     def told(self, status: int, data: bytes | bytearray, start: int, stop: int) -> bytes:
         if status:
             return super().told(status, data, start, stop)
-        return b"%d\r\n" % int.from_bytes(data[stop - 8 : stop], "big")
+        return b"%d\r\n" % number_of(data, start, stop)
 
 
 class Silent(Reply):
@@ -120,6 +120,16 @@ class Silent(Reply):
 
     def degraded(self, *, as_error: bool) -> bytes:
         return b""
+
+
+def cas_of(data: bytes | bytearray, start: int) -> int:
+    """The CAS value of an answer."""
+    return int.from_bytes(data[start + 16 : start + HEADER_LENGTH], "big")
+
+
+def number_of(data: bytes | bytearray, start: int, stop: int) -> int:
+    """The number that is the value of an answer."""
+    return int.from_bytes(data[max(start + HEADER_LENGTH, stop - 8) : stop], "big")
 
 
 def server_error(status: int) -> bytes:
@@ -168,7 +178,7 @@ def _get(words: list[bytes], *, with_cas: bool) -> Command:
     if len(words) < 2:
         return error(_O.GET)
     del words[0]
-    if max(map(len, words)) > MAX_KEY_LENGTH:
+    if len(words[0] if len(words) == 1 else max(words, key=len)) > MAX_KEY_LENGTH:
         return Say(BAD_FORMAT, _O.GET)
     return Get(_O.GET, b"", words, with_cas)
 

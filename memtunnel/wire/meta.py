@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from memtunnel.wire.binary import HEADER_LENGTH, MAX_KEY_LENGTH, Opcode, Status
-from memtunnel.wire.classic import error, server_error
+from memtunnel.wire.classic import cas_of, error, number_of, server_error
 from memtunnel.wire.command import (
     BAD_CHUNK,
     BAD_FORMAT,
@@ -244,7 +244,7 @@ class GetReply(MetaReply):
             return b" f%d" % int.from_bytes(data[body : body + data[start + 4]], "big")
         if flag == _s:
             return b" s%d" % (stop - body - data[start + 4])
-        return b" c%d" % _cas(data, start) if flag == _c else b""
+        return b" c%d" % cas_of(data, start) if flag == _c else b""
 
 
 class StoreReply(MetaReply):
@@ -257,7 +257,7 @@ class StoreReply(MetaReply):
     ) -> bytes:
         if flag != _c:
             return b""
-        return b" c0" if status else b" c%d" % _cas(data, start)
+        return b" c0" if status else b" c%d" % cas_of(data, start)
 
 
 class CountReply(MetaReply):
@@ -268,17 +268,13 @@ class CountReply(MetaReply):
     def told(self, status: int, data: bytes | bytearray, start: int, stop: int) -> bytes:
         if status or self._flags.quiet or not self._flags.value:
             return super().told(status, data, start, stop)
-        value = b"%d" % int.from_bytes(data[stop - 8 : stop], "big")
+        value = b"%d" % number_of(data, start, stop)
         return b"".join((self._line(b"VA %d" % len(value), 0, data, start, stop), value, b"\r\n"))
 
     def _shown(
         self, flag: int, status: int, data: bytes | bytearray, start: int, stop: int
     ) -> bytes:
-        return b" c%d" % _cas(data, start) if flag == _c and not status else b""
-
-
-def _cas(data: bytes | bytearray, start: int) -> int:
-    return int.from_bytes(data[start + 16 : start + HEADER_LENGTH], "big")
+        return b" c%d" % cas_of(data, start) if flag == _c and not status else b""
 
 
 _GET: Final[dict[int, bytes]] = {Status.OK: _HD, Status.NOT_FOUND: _EN}
