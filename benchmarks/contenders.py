@@ -199,6 +199,13 @@ class Memtunnel(Contender):
         return self.tunnel.metric("memtunnel_degraded_replies_total")
 
 
+class Text(Memtunnel):
+    """For clients that speak the text protocol."""
+
+    def flags(self) -> list[str]:
+        return ["--protocol=memcache_text"]
+
+
 class Compiled(Memtunnel):
     """With its core compiled."""
 
@@ -238,6 +245,7 @@ CONTENDERS: dict[str, type[Contender]] = {
     "stunnel": Stunnel,
     "haproxy": HAProxy,
     "memtunnel": Memtunnel,
+    "memtunnel-text": Text,
     "memtunnel-compiled": Compiled,
     "memtunnel-workers": Workers,
     "memtunnel-scraped": Scraped,

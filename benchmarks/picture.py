@@ -24,6 +24,7 @@ COLOURS: Final = {
     "none": "#8b949e",
     "stunnel": "#bf8700",
     "memtunnel": "#2f81f7",
+    "memtunnel-text": "#3fb950",
     "memtunnel-compiled": "#8957e5",
     "memtunnel-workers": "#1f9d94",
     "memtunnel-scraped": "#db61a2",

@@ -105,6 +105,7 @@ def test_the_tunnel_checks_the_certificate_and_logs_in() -> None:
 def test_variants_of_the_tunnel() -> None:
     assert make("memtunnel-compiled").tunnel.environ["PYTHONPATH"] == str(COMPILED)
     assert "--workers=2" in make("memtunnel-workers").tunnel.command
+    assert make("memtunnel-text").flags() == ["--protocol=memcache_text"]
     assert "--workers=2" not in make("memtunnel").tunnel.command
 
 

@@ -45,6 +45,7 @@ LONGEST_GET: Final = 1024 * 1024
 #: Bytes of a block that may hold a login.
 LONGEST_LOGIN: Final = 1024
 
+_CR: Final = 0x0D
 _NO_OPAQUE: Final = bytes(4)
 #: Blanks that a long line may begin with.
 _LEADING_BLANKS: Final = 100
@@ -58,7 +59,7 @@ _STORED: Final = b"STORED\r\n"
 class TextSession(Session):
     """A `Session` whose client speaks the text protocol."""
 
-    __slots__ = ("_batch", "_lane", "_long_get", "_may_log_in", "_run", "_run_bytes")
+    __slots__ = ("_batch", "_lane", "_long_get", "_may_log_in", "_only", "_run", "_run_bytes")
 
     def __init__(self, tunnel: Tunnel, counts: ListenerCounts, client: Client) -> None:
         super().__init__(tunnel, counts, client)
@@ -70,6 +71,8 @@ class TextSession(Session):
         """The requests of this read."""
         # What goes to one lane goes there together: requests of so many bytes, not sent yet.
         self._lane: Lane | None = None
+        self._only = self._open_lane(0) if len(tunnel.servers) == 1 else None
+        """The lane to the only server."""
         self._run: list[Request] = []
         self._run_bytes = 0
 
@@ -91,9 +94,8 @@ class TextSession(Session):
             if end < 0:
                 self._wait_for_line(data, position, now)
                 break
-            line = data[position:end]
-            if line.endswith(b"\r"):
-                line = line[:-1]
+            cut = end > position and data[end - 1] == _CR
+            line = data[position : end - 1 if cut else end]
             if self._may_log_in:
                 after = self._log_in(line, data, position, end + 1, now)
                 if after < 0:
@@ -182,14 +184,14 @@ class TextSession(Session):
         opcode = command.opcode
         extras = command.extras
         with_cas = command.with_cas
-        last = len(keys) - 1
-        for place, key in enumerate(keys):
+        left = len(keys) if ends else 0
+        for key in keys:
+            left -= 1
             if extras:
                 frame = request_frame(opcode, key, extras=extras)
             else:
                 frame = GET_HEADERS[len(key)] + key
-            reply = Value(key, with_cas, ends and place == last)
-            self._send_later(opcode, key, frame, reply, now)
+            self._send_later(opcode, key, frame, Value(key, with_cas, left == 0), now)
 
     def _get_more(self, command: Get, data: bytes, position: int, end: int, now: float) -> int:
         """Go on with the line of a get that ends at `end`; returns the position behind it."""
@@ -230,7 +232,8 @@ class TextSession(Session):
         if command.drops:
             self._delete_old(slot, command.key, now)
         else:
-            self.conclude(slot, Status.TOO_LARGE, [], None, now)
+            said = command.reply.told(Status.TOO_LARGE, b"", 0, 0)
+            self._settle(slot, said, status_index(Status.TOO_LARGE), now)
 
     def _overload(self, command: Store, now: float) -> None:
         self.failed(self._told(command.opcode, command.reply, now), Reason.OVERLOADED, now)
@@ -252,7 +255,7 @@ class TextSession(Session):
 
     def _send_later(self, opcode: int, key: bytes, frame: bytes, reply: Reply, now: float) -> None:
         """Owe a request, and send it together with those that go the same way."""
-        lane = self._lane_of(key)
+        lane = self._only or self._lane_of(key)
         if lane is not self._lane:
             self._send_run(now)
             self._lane = lane

@@ -6,6 +6,7 @@ order in which a line is found wanting, and the words for it, are memcached's ow
 
 from collections.abc import Callable
 from functools import partial
+from struct import Struct
 from typing import Final
 
 from memtunnel.wire.binary import HEADER_LENGTH, MAX_KEY_LENGTH, STATUS_TEXT, Opcode, Status
@@ -41,6 +42,7 @@ NOREPLY: Final = b"noreply"
 GETTING: Final = (b"get ", b"gets ", b"gat ", b"gats ")
 
 _O = Opcode
+_GET: Final = int(Opcode.GET)  # a plain number: a member of an enum is looked up
 _STORED: Final = b"STORED\r\n"
 _NOT_STORED: Final = b"NOT_STORED\r\n"
 _NOT_FOUND: Final = b"NOT_FOUND\r\n"
@@ -51,6 +53,10 @@ _NO_EXPIRY: Final = b"CLIENT_ERROR invalid exptime argument\r\n"
 _NO_DELTA: Final = b"CLIENT_ERROR invalid numeric delta argument\r\n"
 _DELETE_USAGE: Final = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n"
 _DETAIL_USAGE: Final = b"CLIENT_ERROR usage: stats detail on|off|dump\r\n"
+
+
+#: The flags that begin at an offset.
+_unpack_flags: Final[Callable[[bytes | bytearray, int], tuple[int]]] = Struct(">I").unpack_from
 
 
 class Value(Reply):
@@ -69,12 +75,12 @@ class Value(Reply):
             return end
         body = start + HEADER_LENGTH
         begin = body + data[start + 4]
-        value = data[begin:stop]
-        flags = int.from_bytes(data[body:begin], "big")
-        head = b"VALUE %b %d %d" % (self.key, flags, len(value))
-        if self.with_cas:
-            head += b" %d" % cas_of(data, start)
-        return b"".join((head, b"\r\n", value, b"\r\n", end))
+        flags = _unpack_flags(data, body)[0] if begin - body == 4 else 0
+        size = stop - begin
+        cas = b" %d" % cas_of(data, start) if self.with_cas else b""
+        value = bytes(data[begin:stop])
+        # One formatting (0.3 µs); flags as bytes to be converted and a join take 0.55.
+        return b"VALUE %b %d %d%b\r\n%b\r\n%b" % (self.key, flags, size, cas, value, end)
 
     def degraded(self, *, as_error: bool) -> bytes:
         return _END if self.last else b""
@@ -174,16 +180,17 @@ def _unless(quiet: bool, text: bytes, opcode: int) -> Say:
     return Say(b"" if quiet else text, opcode)
 
 
-def _get(words: list[bytes], *, with_cas: bool) -> Command:
+def _get(with_cas: bool, words: list[bytes]) -> Command:
+    if len(words) == 2 and len(words[1]) <= MAX_KEY_LENGTH:  # written out: nearly all are that
+        return Get(_GET, b"", words[1:], with_cas)
     if len(words) < 2:
         return error(_O.GET)
-    del words[0]
-    if len(words[0] if len(words) == 1 else max(words, key=len)) > MAX_KEY_LENGTH:
+    if len(max(words, key=len)) > MAX_KEY_LENGTH:
         return Say(BAD_FORMAT, _O.GET)
-    return Get(_O.GET, b"", words, with_cas)
+    return Get(_GET, b"", words[1:], with_cas)
 
 
-def _gat(words: list[bytes], *, with_cas: bool) -> Command:
+def _gat(with_cas: bool, words: list[bytes]) -> Command:
     if len(words) < 2:
         return error(_O.GAT)
     extras = expiry(words[1])
@@ -195,7 +202,7 @@ def _gat(words: list[bytes], *, with_cas: bool) -> Command:
     return Get(_O.GAT, extras, words, with_cas)
 
 
-def _store(words: list[bytes], *, opcode: int, with_cas: bool = False) -> Command:
+def _store(opcode: int, with_cas: bool, words: list[bytes]) -> Command:
     number = len(words)
     least = 6 if with_cas else 5
     if not least <= number <= least + 1:
@@ -239,7 +246,7 @@ def _delete(words: list[bytes]) -> Command:
     return Ask(_O.DELETE, words[1], b"", 0, SILENT if quiet else _DELETE)
 
 
-def _count(words: list[bytes], *, opcode: int) -> Command:
+def _count(opcode: int, words: list[bytes]) -> Command:
     if not 3 <= len(words) <= 4:
         return error(opcode)
     quiet = words[-1] == NOREPLY
@@ -312,20 +319,20 @@ def _shutdown(words: list[bytes]) -> Command:
 
 
 VERBS: Final[dict[bytes, Callable[[list[bytes]], Command]]] = {
-    b"get": partial(_get, with_cas=False),
-    b"bget": partial(_get, with_cas=False),
-    b"gets": partial(_get, with_cas=True),
-    b"gat": partial(_gat, with_cas=False),
-    b"gats": partial(_gat, with_cas=True),
-    b"set": partial(_store, opcode=_O.SET),
-    b"add": partial(_store, opcode=_O.ADD),
-    b"replace": partial(_store, opcode=_O.REPLACE),
-    b"append": partial(_store, opcode=_O.APPEND),
-    b"prepend": partial(_store, opcode=_O.PREPEND),
-    b"cas": partial(_store, opcode=_O.SET, with_cas=True),
+    b"get": partial(_get, False),
+    b"bget": partial(_get, False),
+    b"gets": partial(_get, True),
+    b"gat": partial(_gat, False),
+    b"gats": partial(_gat, True),
+    b"set": partial(_store, _O.SET, False),
+    b"add": partial(_store, _O.ADD, False),
+    b"replace": partial(_store, _O.REPLACE, False),
+    b"append": partial(_store, _O.APPEND, False),
+    b"prepend": partial(_store, _O.PREPEND, False),
+    b"cas": partial(_store, _O.SET, True),
     b"delete": _delete,
-    b"incr": partial(_count, opcode=_O.INCR),
-    b"decr": partial(_count, opcode=_O.DECR),
+    b"incr": partial(_count, _O.INCR),
+    b"decr": partial(_count, _O.DECR),
     b"touch": _touch,
     b"flush_all": _flush_all,
     b"stats": _stats,
