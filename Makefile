@@ -8,7 +8,8 @@ BENCH ?=
 
 # What the tests talk to, by Debian's names.
 PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
-	php-cli php-memcached prometheus openssl gcc libc6-dev python3-dev
+	php-cli php-memcached ruby ruby-dalli libcache-memcached-perl libcache-memcached-fast-perl \
+	nodejs netcat-openbsd prometheus openssl gcc libc6-dev python3-dev
 
 .PHONY: run check test test-all test-compiled compiled lint system stress bench clean
 
@@ -45,9 +46,11 @@ lint: .venv/test
 	$(BIN)/mypy
 
 # Installs what the tests talk to where that is possible; the tests say what they skip.
+# Debian's nodejs comes without npm, which others' nodejs brings along, and does not go with theirs.
 system:
 	@missing=""; for package in $(PACKAGES); do \
 		dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	command -v npm >/dev/null || missing="$$missing npm"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "installing:$$missing"; \

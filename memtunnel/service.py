@@ -311,14 +311,15 @@ class TunnelService(Service):
         return room
 
     def _what_to_try(self, address: str) -> str:
-        client = address.removeprefix("unix:")
         scrape = address_of(self._admin_port)
-        python = sys.executable
-        use = f'c = bmemcached.Client("{client}"); c.set("a", "1"); print(c.get("a"))'
+        if address.startswith("unix:"):
+            where = f"-U {address.removeprefix('unix:')}"
+        else:
+            host, _, port = address.rpartition(":")
+            where = f"{host.strip('[]')} {port}"
         return (
             "An embedded server is running behind the tunnel. Try:\n"
-            f"  {python} -m pip install -q python-binary-memcached && "
-            f"{python} -c 'import bmemcached; {use}'\n"
+            f"  printf 'set a 0 0 5\\r\\nhello\\r\\nget a\\r\\nquit\\r\\n' | nc {where}\n"
             f"  curl http://{scrape}/readyz\n"
             f"  curl http://{scrape}/metrics\n"
         )

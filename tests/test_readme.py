@@ -14,6 +14,9 @@ from memtunnel.core.outcomes import STATUS_WORDS, Desync, Lost, Reason
 from memtunnel.net.upstream import State
 from memtunnel.ops.exposition import FAMILIES
 from memtunnel.ops.metrics import COMMAND_WORDS, PHASES, UNKNOWN
+from memtunnel.wire import meta
+from memtunnel.wire.command import Ask, Say, Skip
+from memtunnel.wire.text import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -79,6 +82,22 @@ def speed_table() -> str:
 @pytest.mark.parametrize("table", [reference, metrics_table, words_table, speed_table])
 def test_the_readme_has_the_tables_that_the_code_makes(table: Callable[[], str]) -> None:
     assert f"\n\n{table()}\n\n" in README
+
+
+def test_the_flags_of_meta_commands_are_as_told() -> None:
+    rows = re.findall(r"^\| `(m[a-z])` \| ([\w ]+) \| ([\w ]+) \|$", README, re.MULTILINE)
+    assert [verb.encode() for verb, _, _ in rows] == list(meta.REFUSED)
+    samples = {"C": "C1", "D": "D1", "F": "F1", "J": "J1", "N": "N1", "R": "R1", "T": "T1"}
+    for verb, taken, refused in rows:
+        assert refused.replace(" ", "").encode() == meta.REFUSED[verb.encode()]
+        samples["M"] = "ME" if verb == "ms" else "MI"
+        for flag in (taken + " " + refused).split():
+            size = "1 " if verb == "ms" else ""
+            command = parse(f"{verb} Zm9v {size}{samples.get(flag, flag)}".encode())
+            assert isinstance(command, Ask) == (flag in taken), (verb, flag)
+            if flag in refused:
+                assert isinstance(command, Say | Skip)
+                assert command.text == meta.UNSUPPORTED
 
 
 def test_the_figures_are_those_that_were_measured() -> None:
