@@ -15,7 +15,7 @@ from memtunnel.core.lane import Lane
 from memtunnel.core.outcomes import Reason, passes, status_index
 from memtunnel.core.request import Request, one_by_one
 from memtunnel.core.session import REQUESTS_A_TURN, Session
-from memtunnel.wire.binary import GET_HEADERS, GETS, HEADER_LENGTH, Opcode, Status
+from memtunnel.wire.binary import GET_HEADERS, GETS, HEADER_LENGTH, Opcode, Status, unpack_length
 from memtunnel.wire.binary import request as request_frame
 from memtunnel.wire.classic import GETTING, Value
 from memtunnel.wire.command import (
@@ -355,7 +355,7 @@ class TextSession(Session):
         if not out:
             self.tunnel.ready.append(self)
         for request in requests:
-            stop = start + HEADER_LENGTH + int.from_bytes(data[start + 8 : start + 12], "big")
+            stop = start + HEADER_LENGTH + unpack_length(data, start)[0]
             if owed[0] is request:
                 owed.popleft()
                 request.answer = b""

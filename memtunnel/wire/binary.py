@@ -31,6 +31,8 @@ unpack_request: Final[Callable[[bytes, int], tuple[int, int, int, int, int]]] = 
 unpack_answer: Final[Callable[[bytes, int], tuple[int, int, int, int, int, int, int]]] = Struct(
     ">BBHBxHII"
 ).unpack_from
+#: (body length,) of the frame at an offset, and that alone.
+unpack_length: Final[Callable[[bytes | bytearray, int], tuple[int]]] = Struct(">8xI").unpack_from
 #: Write an opaque into the header there, at offset 12: as a number, or as its four bytes.
 put_number: Final[Callable[[bytearray, int, int], None]] = Struct(">I").pack_into
 put_opaque: Final[Callable[[bytearray, int, bytes], None]] = Struct("4s").pack_into
