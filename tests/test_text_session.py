@@ -140,6 +140,8 @@ DEGRADED = [
     (b"touch k 1 noreply\r\n", b""),
     (b"flush_all noreply\r\n", b""),
     (b"stats\r\n", END),
+    (b"stats reset\r\n", UNAVAILABLE),
+    (b"stats detail on\r\n", UNAVAILABLE),
     (b"version\r\n", b"VERSION 1.6.0\r\n"),
     (b"mn\r\n", b"MN\r\n"),
 ]

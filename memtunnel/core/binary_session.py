@@ -334,6 +334,8 @@ class BinarySession(Session):
             self._emit(now)
 
     def _degraded(self, request: Request) -> bytes:
+        if request.opcode == Opcode.STAT:
+            return statistics_answers(request.opaque, [])
         key = b""
         if request.frame is not None and LOUD[request.opcode] in (Opcode.GETK, Opcode.GATK):
             key = key_of(request.frame)

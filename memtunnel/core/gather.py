@@ -137,8 +137,10 @@ class StatGather(Gather):
             for place, name in enumerate(self._names)
             if (frames := self.frames(place))
         ]
+        if not said:
+            return None, []
         known = [(name, frames) for name, frames in said if not frames[0].status]
-        if said and not known:
+        if not known:
             # An unknown statistic: one frame, and no terminator after it.
             return said[0][1][0].status, []
         statistics = [

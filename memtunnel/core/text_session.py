@@ -19,6 +19,7 @@ from memtunnel.wire.binary import GET_HEADERS, GETS, HEADER_LENGTH, Opcode, Stat
 from memtunnel.wire.binary import request as request_frame
 from memtunnel.wire.classic import GETTING, Value
 from memtunnel.wire.command import (
+    END,
     Ask,
     Command,
     Flush,
@@ -49,10 +50,9 @@ _CR: Final = 0x0D
 _NO_OPAQUE: Final = bytes(4)
 #: Blanks that a long line may begin with.
 _LEADING_BLANKS: Final = 100
-_END: Final = b"END\r\n"
 _UNAUTHENTICATED: Final = b"CLIENT_ERROR unauthenticated\r\n"
 _LOGIN_FAILED: Final = b"CLIENT_ERROR authentication failure\r\n"
-_LOGIN_ENDED_BADLY: Final = b"CLIENT_ERROR bad command line termination\r\n"
+_LOGINENDED_BADLY: Final = b"CLIENT_ERROR bad command line termination\r\n"
 _STORED: Final = b"STORED\r\n"
 
 
@@ -179,7 +179,7 @@ class TextSession(Session):
         """Ask for the values of keys, with which the line `ends` or does not."""
         self.awaits_more = False
         if not keys:
-            self._say(_END, command.opcode, Status.NOT_FOUND, now)
+            self._say(END, command.opcode, Status.NOT_FOUND, now)
             return
         opcode = command.opcode
         extras = command.extras
@@ -310,7 +310,7 @@ class TextSession(Session):
             self._may_log_in = False
             return 0
         if data[stop - 2 : stop] != b"\r\n":
-            self._say(_LOGIN_ENDED_BADLY, Opcode.SASL_AUTH, Status.INVALID, now)
+            self._say(_LOGINENDED_BADLY, Opcode.SASL_AUTH, Status.INVALID, now)
         else:
             right = (
                 credentials is None

@@ -14,6 +14,7 @@ from memtunnel.wire.command import (
     BAD_CHUNK,
     BAD_FORMAT,
     CREATE_NOTHING,
+    END,
     ERROR,
     NO_SUCH_CAS,
     NON_NUMERIC,
@@ -47,7 +48,6 @@ _STORED: Final = b"STORED\r\n"
 _NOT_STORED: Final = b"NOT_STORED\r\n"
 _NOT_FOUND: Final = b"NOT_FOUND\r\n"
 _EXISTS: Final = b"EXISTS\r\n"
-_END: Final = b"END\r\n"
 _OK: Final = b"OK\r\n"
 _NO_EXPIRY: Final = b"CLIENT_ERROR invalid exptime argument\r\n"
 _NO_DELTA: Final = b"CLIENT_ERROR invalid numeric delta argument\r\n"
@@ -70,7 +70,7 @@ class Value(Reply):
         self.last = last
 
     def told(self, status: int, data: bytes | bytearray, start: int, stop: int) -> bytes:
-        end = _END if self.last else b""
+        end = END if self.last else b""
         if status:
             return end
         body = start + HEADER_LENGTH
@@ -83,7 +83,7 @@ class Value(Reply):
         return b"VALUE %b %d %d%b\r\n%b\r\n%b" % (self.key, flags, size, cas, value, end)
 
     def degraded(self, *, as_error: bool) -> bytes:
-        return _END if self.last else b""
+        return END if self.last else b""
 
 
 class Words(Reply):
@@ -301,7 +301,7 @@ def _stats(words: list[bytes]) -> Command:
         return Say(b"CLIENT_ERROR stats cachedump not allowed\r\n", _O.STAT)
     if len(group) > MAX_KEY_LENGTH:
         return error(_O.STAT)
-    return Stats(group, Statistics(_END))
+    return Stats(group, Statistics(END))
 
 
 def _verbosity(words: list[bytes]) -> Command:

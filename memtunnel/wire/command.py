@@ -16,6 +16,8 @@ from memtunnel.wire.binary import Opcode, Status
 #: What is told where there is no answer from a server, and a miss would be a lie.
 UNAVAILABLE: Final = b"SERVER_ERROR temporarily unavailable\r\n"
 ERROR: Final = b"ERROR\r\n"
+#: What ends a list of values or statistics.
+END: Final = b"END\r\n"
 BAD_FORMAT: Final = b"CLIENT_ERROR bad command line format\r\n"
 BAD_CHUNK: Final = b"CLIENT_ERROR bad data chunk\r\n"
 TOO_LARGE: Final = b"SERVER_ERROR object too large for cache\r\n"
@@ -70,7 +72,7 @@ class Statistics(Reply):
 
     def listed(self, pairs: list[tuple[bytes, bytes]]) -> bytes:
         if self.raw:
-            return pairs[0][1] if pairs else b"END\r\n"
+            return pairs[0][1] if pairs else END
         lines = [
             b"STAT %b %b\r\n" % pair if pair[1] else b"STAT %b\r\n" % pair[0] for pair in pairs
         ]
@@ -81,7 +83,7 @@ class Statistics(Reply):
         return ERROR
 
     def degraded(self, *, as_error: bool) -> bytes:
-        return self.end
+        return self.end if self.end == END else UNAVAILABLE
 
 
 class Command:
