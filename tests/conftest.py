@@ -102,3 +102,22 @@ def connect(started: list[Any]) -> Callable[..., servers.Wire]:
         return client
 
     return make
+
+
+@pytest.fixture
+def served(
+    make_memcached: Callable[..., servers.Memcached], make_tunnel: Callable[..., servers.Tunnel]
+) -> Iterator[servers.Tunnel]:
+    """A tunnel for a client's commands, none of which may be answered without the server."""
+    tunnel = make_tunnel(make_memcached(), flags=(servers.PATIENT,))
+    yield tunnel
+    assert tunnel.metric("memtunnel_degraded_replies_total") == 0
+
+
+@pytest.fixture
+def outage(
+    make_memcached: Callable[..., servers.Memcached], make_tunnel: Callable[..., servers.Tunnel]
+) -> servers.Outage:
+    """A tunnel whose memcached is stopped and started by the test."""
+    memcached = make_memcached()
+    return servers.Outage(memcached, make_tunnel(memcached))

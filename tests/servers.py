@@ -242,6 +242,23 @@ class Tunnel:
             self.log()
 
 
+class Outage:
+    """What a tunnel's clients live through: the server goes, and comes back."""
+
+    def __init__(self, memcached: Memcached, tunnel: Tunnel) -> None:
+        self.memcached = memcached
+        self.tunnel = tunnel
+        self.port = tunnel.port
+
+    def begin(self) -> None:
+        self.memcached.stop()
+        self.tunnel.wait_ready(False)
+
+    def end(self) -> None:
+        self.memcached.start()
+        self.tunnel.wait_ready()
+
+
 class Wire:
     """A client that speaks frames over a blocking socket."""
 

@@ -1,9 +1,7 @@
-"""libmemcached's command line tools, in the binary protocol."""
+"""libmemcached's command line tools, in both protocols."""
 
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import servers
@@ -22,15 +20,18 @@ class Tools:
         return subprocess.run(command, capture_output=True, text=True, timeout=30)
 
 
-@pytest.mark.parametrize("login", [(), LOGIN], ids=["open", "login"])
-def test_copy_show_look_for_and_remove_a_file(
-    make_memcached: Callable[..., Any],
-    make_tunnel: Callable[..., Any],
-    tmp_path: Path,
-    login: tuple[str, ...],
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(("--binary",), id="binary"),
+        pytest.param(("--binary", *LOGIN), id="binary-login"),
+        pytest.param((), id="text"),
+    ],
+)
+def test_copy_show_look_for_touch_and_remove_a_file(
+    served: servers.Tunnel, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
-    tunnel = make_tunnel(make_memcached())
-    tools = Tools(tunnel, "--binary", *login)
+    tools = Tools(served, *flags)
     file = tmp_path / "greeting"
     file.write_text("hello\n" * 1000)
     assert tools.run("memccat", "greeting").returncode != 0
@@ -38,19 +39,22 @@ def test_copy_show_look_for_and_remove_a_file(
     shown = tools.run("memccat", "greeting")
     assert (shown.returncode, shown.stdout.strip()) == (0, file.read_text().strip())
     assert tools.run("memcexist", "greeting").returncode == 0
+    assert tools.run("memctouch", "--expire=100", "greeting").returncode == 0
     assert tools.run("memcrm", "greeting").returncode == 0
     assert tools.run("memcexist", "greeting").returncode != 0
     statistics = tools.run("memcstat")
     assert statistics.returncode == 0
     assert "curr_items" in statistics.stdout
-    assert tunnel.metric("memtunnel_client_protocol_errors_total") == 0
-    assert tunnel.metric("memtunnel_degraded_replies_total") == 0
+    assert tools.run("memccp", str(file)).returncode == 0
+    assert tools.run("memcflush").returncode == 0
+    assert tools.run("memccat", "greeting").returncode != 0
+    assert served.metric("memtunnel_client_protocol_errors_total") == 0
 
 
-def test_memcping_is_answered(
-    make_memcached: Callable[..., Any], make_tunnel: Callable[..., Any]
-) -> None:
+@pytest.mark.parametrize(
+    "flags", [pytest.param(LOGIN, id="binary-login"), pytest.param((), id="text")]
+)
+def test_memcping_is_answered(served: servers.Tunnel, flags: tuple[str, ...]) -> None:
     # It has no switch for the binary protocol; with a login it speaks it.
-    tunnel = make_tunnel(make_memcached())
-    assert Tools(tunnel, *LOGIN).run("memcping").returncode == 0
-    assert tunnel.metric("memtunnel_commands_total", command="version") >= 1
+    assert Tools(served, *flags).run("memcping").returncode == 0
+    assert served.metric("memtunnel_commands_total", command="version") >= 1

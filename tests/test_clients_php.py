@@ -1,10 +1,11 @@
-"""PHP's memcached extension."""
+"""PHP's memcached extension, in both protocols."""
 
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 import servers
 
@@ -20,11 +21,12 @@ function check($right, $words) {
     }
 }
 $client = new Memcached();
-$client->setOption(Memcached::OPT_BINARY_PROTOCOL, true);
+$binary = $argv[2] === "binary";
+$client->setOption(Memcached::OPT_BINARY_PROTOCOL, $binary);
 $client->setOption(Memcached::OPT_COMPRESSION, false);
 $client->addServer("127.0.0.1", (int) $argv[1]);
-if ($argc > 2) {
-    $client->setSaslAuthData($argv[2], $argv[3]);
+if ($argc > 3) {
+    $client->setSaslAuthData($argv[3], $argv[4]);
 }
 """
 COMMANDS = """
@@ -51,18 +53,29 @@ check($client->replace("a", "three"), "replace");
 $found = $client->get("a", null, Memcached::GET_EXTENDED);
 check($client->cas($found["cas"], "a", "four"), "cas");
 check(!$client->cas($found["cas"], "a", "five"), "cas with an old token");
-check($client->increment("n", 3, 10) === 10, "increment of what is not there");
+if ($binary) {
+    check($client->increment("n", 3, 10) === 10, "increment of what is not there");
+} else {
+    check($client->increment("n", 3) === false, "increment of what is not there");
+    check($client->set("n", 10), "set of a number");
+}
 check($client->increment("n", 3) === 13, "increment");
 check($client->decrement("n", 5) === 8, "decrement");
 check($client->append("a", "!") && $client->get("a") === "four!", "append");
+check($client->increment("a") === false, "increment of a word");
+check($client->prepend("a", "?") && $client->get("a") === "?four!", "prepend");
 check($client->touch("a", 100), "touch");
+check(!$client->touch("absent", 100), "touch of what is not there");
 $large = bin2hex(random_bytes(250000));
 check($client->set("large", $large) && $client->get("large") === $large, "a large value");
 check($client->delete("a"), "delete");
+check(!$client->delete("a"), "delete of what was deleted");
 check($client->get("a") === false, "get of what was deleted");
 $statistics = $client->getStats();
 check(count($statistics) === 1 && reset($statistics)["curr_items"] == 102, "stats");
 check($client->getVersion() !== false, "version");
+check($client->flush(), "flush");
+check($client->get("k2") === false, "get after flush");
 """
 #: Quiet commands, and the end without waiting for any answer.
 NOREPLY = """
@@ -88,44 +101,84 @@ check($client->getResultCode() === Memcached::RES_AUTH_FAILURE, "result");
 """
 
 
-@pytest.fixture
-def tunnel(make_memcached: Callable[..., Any], make_tunnel: Callable[..., Any]) -> servers.Tunnel:
-    started: servers.Tunnel = make_tunnel(make_memcached())
-    return started
+OUTAGE = """
+check($client->set("a", "one"), "set");
+function ready() {
+    print("ready\\n");
+    fgets(STDIN);
+}
+function unavailable($answer, $words) {
+    global $client;
+    check($answer === false, "$words while the server is away");
+    $code = $client->getResultCode();
+    check($code === Memcached::RES_SERVER_ERROR, "result $code of $words");
+}
+ready();
+check($client->get("a") === false, "get");
+check($client->getResultCode() === Memcached::RES_NOTFOUND, "result of get");
+check($client->getMulti(["a", "b"]) == [], "getMulti");
+foreach (["set", "add", "replace", "append", "prepend"] as $name) {
+    check($client->$name("a", "two") === false, $name);
+    check($client->getResultCode() === Memcached::RES_NOTSTORED, "result of $name");
+}
+unavailable($client->delete("a"), "delete");
+unavailable($client->increment("a"), "increment");
+unavailable($client->decrement("a"), "decrement");
+unavailable($client->touch("a", 100), "touch");
+// This one is sent to all servers, and its result tells of none of them.
+check($client->flush() === false, "flush");
+ready();
+$began = microtime(true);
+check($client->set("a", "two") && $client->get("a") === "two", "set and get once it is back");
+check(microtime(true) - $began < 1, "at once");
+"""
+
+
+Php = Callable[[str], list[Any]]
 
 
 @pytest.fixture
-def php(tmp_path: Path) -> Callable[..., None]:
-    """Runs a script that fails where a check does."""
+def php(tmp_path: Path) -> Php:
+    """The command that runs a script, which fails where a check does."""
     program = servers.need("php")
     modules = subprocess.run([program, "-m"], capture_output=True, text=True, timeout=30).stdout
     if "memcached" not in modules.split():
         servers.skip("PHP's memcached extension is not installed")
 
-    def run(script: str, port: int, *login: str) -> None:
+    def command(script: str) -> list[Any]:
         file = tmp_path / "script.php"
         file.write_text(BEGINNING + script)
-        command = [program, str(file), str(port), *login]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout + done.stderr
+        return [program, file]
 
-    return run
+    return command
 
 
-@pytest.mark.parametrize("login", [(), LOGIN], ids=["open", "login"])
-def test_commands(tunnel: servers.Tunnel, php: Callable[..., None], login: tuple[str, ...]) -> None:
-    php(COMMANDS, tunnel.port, *login)
-    assert (tunnel.metric("memtunnel_client_logins_total", result="ok") > 0) == bool(login)
-    assert tunnel.metric("memtunnel_degraded_replies_total") == 0
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(("binary",), id="binary"),
+        pytest.param(("binary", *LOGIN), id="binary-login"),
+        pytest.param(("text",), id="text"),
+    ],
+)
+def test_commands(served: servers.Tunnel, php: Php, arguments: tuple[str, ...]) -> None:
+    programs.run(php(COMMANDS), served.port, *arguments)
+    logins = served.metric("memtunnel_client_logins_total", result="ok")
+    assert (logins > 0) == (len(arguments) > 1)
 
 
+@pytest.mark.parametrize("protocol", ["binary", "text"])
 def test_what_was_sent_quietly_is_done_though_the_client_has_gone(
-    tunnel: servers.Tunnel, php: Callable[..., None]
+    served: servers.Tunnel, php: Php, protocol: str
 ) -> None:
-    php(NOREPLY, tunnel.port)
-    php(LOOK, tunnel.port)
+    programs.run(php(NOREPLY), served.port, protocol)
+    programs.run(php(LOOK), served.port, protocol)
 
 
-def test_a_wrong_login_is_refused(tunnel: servers.Tunnel, php: Callable[..., None]) -> None:
-    php(WRONG_LOGIN, tunnel.port, servers.USERNAME, "wrong")
-    assert tunnel.metric("memtunnel_client_logins_total", result="refused") >= 1
+def test_a_wrong_login_is_refused(served: servers.Tunnel, php: Php) -> None:
+    programs.run(php(WRONG_LOGIN), served.port, "binary", servers.USERNAME, "wrong")
+    assert served.metric("memtunnel_client_logins_total", result="refused") >= 1
+
+
+def test_text_without_the_server(outage: servers.Outage, php: Php) -> None:
+    programs.live_through(php(OUTAGE), outage, "text")

@@ -1,4 +1,4 @@
-"""Python's clients of the binary protocol: python-binary-memcached and pylibmc."""
+"""Python's clients of the binary protocol: python-binary-memcached, and pylibmc in both."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import bmemcached
+import programs
 import pytest
 import servers
 from bmemcached.exceptions import MemcachedException
@@ -96,9 +97,9 @@ import sys
 
 import pylibmc
 
-port, *login = sys.argv[1:]
+port, protocol, *login = sys.argv[1:]
 named = dict(zip(("username", "password"), login))
-client = pylibmc.Client([f"127.0.0.1:{port}"], binary=True, **named)
+client = pylibmc.Client([f"127.0.0.1:{port}"], binary=protocol == "binary", **named)
 client.behaviors["cas"] = True
 assert client.get("absent") is None
 assert client.set("a", "one")
@@ -128,6 +129,35 @@ assert client.delete("a") is False
 assert client.get("a") is None
 ((_, statistics),) = client.get_stats()
 assert int(statistics["curr_items"]) == 102, statistics
+"""
+
+PYLIBMC_OUTAGE = """
+import sys
+import time
+
+import pylibmc
+
+client = pylibmc.Client([f"127.0.0.1:{sys.argv[1]}"])
+
+
+def ready():
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+assert client.set("a", "one")
+ready()
+assert client.get("a") is None
+assert client.get_multi(["a", "b"]) == {}
+for verb in (client.set, client.add, client.replace, client.append, client.prepend):
+    assert verb("a", "two") is False, verb
+assert client.set_multi({"a": "two", "b": "three"}) == ["a", "b"]
+assert client.get("a") is None
+ready()
+began = time.monotonic()
+assert client.set("a", "two")
+assert client.get("a") == "two"
+assert time.monotonic() - began < 1
 """
 
 PYLIBMC_TOUCH = """
@@ -160,7 +190,7 @@ else:
 """
 
 
-def run(script: str, port: int, *login: str) -> str:
+def run(script: str, port: int, *arguments: str, login: tuple[str, ...] = ()) -> str:
     """Run a script in a process of its own; pylibmc's wheel looks for SASL's plugins there."""
     environ = dict(os.environ)
     plugin = next(Path("/usr").glob("lib*/**/sasl2/libplain.so*"), None)
@@ -168,7 +198,7 @@ def run(script: str, port: int, *login: str) -> str:
         environ["SASL_PATH"] = str(plugin.parent)
     elif login:
         servers.skip("SASL's plugins are not installed")
-    command = [sys.executable, "-c", script, str(port), *login]
+    command = [sys.executable, "-c", script, str(port), *arguments, *login]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -176,9 +206,17 @@ def run(script: str, port: int, *login: str) -> str:
 
 @pytest.mark.parametrize("login", [(), LOGIN], ids=["open", "login"])
 def test_pylibmc(tunnel: servers.Tunnel, login: tuple[str, ...]) -> None:
-    run(PYLIBMC, tunnel.port, *login)
+    run(PYLIBMC, tunnel.port, "binary", login=login)
     assert tunnel.metric("memtunnel_client_logins_total", result="ok") == bool(login)
     assert tunnel.metric("memtunnel_degraded_replies_total") == 0
+
+
+def test_pylibmc_in_text(served: servers.Tunnel) -> None:
+    run(PYLIBMC, served.port, "text")
+
+
+def test_pylibmc_in_text_without_the_server(outage: servers.Outage) -> None:
+    programs.live_through([sys.executable, "-c", PYLIBMC_OUTAGE], outage)
 
 
 def test_pylibmc_touches_where_the_extras_are_left_out(
@@ -190,5 +228,7 @@ def test_pylibmc_touches_where_the_extras_are_left_out(
 
 
 def test_pylibmc_with_a_wrong_login(tunnel: servers.Tunnel) -> None:
-    assert "AUTHENTICATION" in run(PYLIBMC_WRONG_LOGIN, tunnel.port, servers.USERNAME, "wrong")
+    assert "AUTHENTICATION" in run(
+        PYLIBMC_WRONG_LOGIN, tunnel.port, login=(servers.USERNAME, "wrong")
+    )
     assert tunnel.metric("memtunnel_client_logins_total", result="refused") >= 1

@@ -1,0 +1,51 @@
+"""Clients of other languages: scripts that take a port, and fail where a check of theirs does."""
+
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import servers
+
+SECONDS = 60.0
+
+
+def run(command: Sequence[str | Path], port: int, *more: str) -> str:
+    """Run a client's script to its end; what it printed."""
+    whole = [*map(str, command), str(port), *more]
+    done = subprocess.run(whole, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def live_through(command: Sequence[str | Path], outage: servers.Outage, *more: str) -> None:
+    """Run a client's script over an outage.
+
+    It prints a line and waits for one before the outage, and once more in it. What it prints
+    else, it prints to its errors.
+    """
+    process = subprocess.Popen(
+        [*map(str, command), str(outage.port), *more],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    timer = threading.Timer(SECONDS, process.kill)
+    timer.start()
+    try:
+        for step in (outage.begin, outage.end):
+            if process.stdout.readline() != "ready\n":
+                break
+            step()
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    finally:
+        timer.cancel()
+        process.kill()
+        process.wait()

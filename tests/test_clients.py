@@ -1,0 +1,28 @@
+"""The table of clients names tests that are there, and all files of clients' tests are in it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import clients
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_test_that_the_table_names_is_there() -> None:
+    named = {f"tests/{test}" for each in clients.CLIENTS for test in each.tests.values()}
+    files = sorted({test.partition("::")[0] for test in named})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *files]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert named - set(found.stdout.splitlines()) == set(), found.stderr
+
+
+def test_every_file_of_clients_is_in_the_table() -> None:
+    files = {path.name for path in (ROOT / "tests").glob("test_clients_*.py")}
+    named = {test.partition("::")[0] for each in clients.CLIENTS for test in each.tests.values()}
+    assert files <= named
+
+
+def test_every_client_tells_its_version() -> None:
+    for client in clients.CLIENTS:
+        assert client.version()[0].isdigit(), client.name
