@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import clients
 import pytest
 
 from benchmarks import tables
@@ -79,7 +80,9 @@ def speed_table() -> str:
     return "\n".join(tables.ratios(BENCH, OURS))
 
 
-@pytest.mark.parametrize("table", [reference, metrics_table, words_table, speed_table])
+@pytest.mark.parametrize(
+    "table", [reference, metrics_table, words_table, clients.table, speed_table]
+)
 def test_the_readme_has_the_tables_that_the_code_makes(table: Callable[[], str]) -> None:
     assert f"\n\n{table()}\n\n" in README
 
