@@ -461,6 +461,17 @@ def test_a_value_too_large(head: bytes, told: bytes, kept: bool, size: int) -> N
     settled(house)
 
 
+@pytest.mark.parametrize("head", [b"set k 0 0 101\r\n", b"ms k 101 q\r\n"])
+@pytest.mark.parametrize("size", [1, 100000])
+def test_its_old_value_goes_in_its_place_among_other_commands(head: bytes, size: int) -> None:
+    house, client = opened(max_value_size=100)
+    asked = (
+        b"set k 0 0 1\r\nx\r\nget k\r\n" + head + b"y" * 101 + b"\r\nset k 0 0 1\r\nz\r\nget k\r\n"
+    )
+    client.send(*pieces(asked, size))
+    assert house.links[0].opcodes == [O.SET, O.GET, O.DELETE, O.SET, O.GET]
+
+
 def test_a_block_that_is_far_too_long_is_refused_and_closed() -> None:
     house, client = opened()
     client.send(b"set k 0 0 %d\r\nxx" % (MAX_SWALLOW + 1000))

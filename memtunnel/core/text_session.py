@@ -52,7 +52,7 @@ _NO_OPAQUE: Final = bytes(4)
 _LEADING_BLANKS: Final = 100
 _UNAUTHENTICATED: Final = b"CLIENT_ERROR unauthenticated\r\n"
 _LOGIN_FAILED: Final = b"CLIENT_ERROR authentication failure\r\n"
-_LOGINENDED_BADLY: Final = b"CLIENT_ERROR bad command line termination\r\n"
+_LOGIN_ENDED_BADLY: Final = b"CLIENT_ERROR bad command line termination\r\n"
 _STORED: Final = b"STORED\r\n"
 
 
@@ -228,6 +228,7 @@ class TextSession(Session):
         return stop
 
     def _too_large(self, command: Store, now: float) -> None:
+        self._send_run(now)
         slot = self._told(command.opcode, command.reply, now)
         if command.drops:
             self._delete_old(slot, command.key, now)
@@ -310,7 +311,7 @@ class TextSession(Session):
             self._may_log_in = False
             return 0
         if data[stop - 2 : stop] != b"\r\n":
-            self._say(_LOGINENDED_BADLY, Opcode.SASL_AUTH, Status.INVALID, now)
+            self._say(_LOGIN_ENDED_BADLY, Opcode.SASL_AUTH, Status.INVALID, now)
         else:
             right = (
                 credentials is None
