@@ -396,7 +396,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_long_line_leaves_nothing_behind
     settled(house)
 
 
-@pytest.mark.parametrize("begin", [b"set ", b"x", b" " * 200 + b"get ", b"get"])
+@pytest.mark.parametrize("begin", [b"set ", b"x", b" " * 101 + b"get ", b"get"])
 @pytest.mark.parametrize("size", [1, 100000])
 def test_a_line_without_an_end_is_closed(begin: bytes, size: int) -> None:
     house, client = opened()
@@ -662,6 +662,15 @@ def test_any_other_first_command_is_what_it_is(first: bytes) -> None:
     house.serve()
     assert client.received == STORED
     assert len(house.stores[0].items) == 1
+
+
+@pytest.mark.parametrize("flags", [b"-1", b"1e3", b"99999999999999999999", b"+x5"])
+def test_flags_that_are_a_wrong_number_make_no_login(flags: bytes) -> None:
+    house, client = opened(credentials=MINE)
+    client.send(b"set k %b 0 12\r\nuser2 secret\r\n" % flags)
+    login = flags == b"+x5"
+    assert client.received.startswith(FAILED if login else b"CLIENT_ERROR bad command line format")
+    assert bool(house.listener.logins) == login
 
 
 def test_only_the_first_command_is_a_login() -> None:

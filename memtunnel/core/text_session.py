@@ -7,6 +7,7 @@ text is a ``set`` like any other until somebody knows better.
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +47,8 @@ LONGEST_GET: Final = 1024 * 1024
 #: Bytes of a block that may hold a login.
 LONGEST_LOGIN: Final = 1024
 
+#: What is at least meant as a number.
+_NUMERIC: Final = re.compile(rb"[\t-\r]*[+-]?[0-9]")
 _CR: Final = 0x0D
 _NO_OPAQUE: Final = bytes(4)
 #: Blanks that a long line may begin with.
@@ -131,8 +134,10 @@ class TextSession(Session):
         length = len(data) - position
         longest = LONGEST_LINE
         if length > LONGEST_LINE:
-            begin = data[position : position + _LEADING_BLANKS + len(GETTING[-1])].lstrip(b" ")
-            longest = min(4 * length, LONGEST_GET) if begin.startswith(GETTING) else 0
+            begin = data[position : position + LONGEST_LINE]
+            verb = begin.lstrip(b" ")
+            may_go_on = verb.startswith(GETTING) and len(begin) - len(verb) <= _LEADING_BLANKS
+            longest = min(4 * length, LONGEST_GET) if may_go_on else 0
         if length > longest or not self.intake.keep_line(data, position, longest, now):
             self._protocol_error("too_long")
             self.finish()
@@ -291,7 +296,7 @@ class TextSession(Session):
         words = words_of(line)
         size = unsigned(words[4]) if len(words) > 4 and words[0] == b"set" else None
         mine = b"" if credentials is None else credentials.username.encode()
-        named = size is not None and (unsigned(words[2]) is None or words[1] == mine)
+        named = size is not None and (_NUMERIC.match(words[2]) is None or words[1] == mine)
         if self._trusted and not named and (not mine or size is None or size > LONGEST_LOGIN):
             self._may_log_in = False
             return 0
