@@ -57,6 +57,8 @@ LOOK = b"".join(
         b"mn\r\n",
     )
 )
+#: A number that was longer: see `NOT_COMPARED`.
+PADDED = re.compile(rb"\d+ +\r\n")
 
 
 @dataclass
@@ -223,8 +225,12 @@ def normal(heard: bytes) -> list[bytes]:
                 continue
         answer = b" ".join(words)
         if size >= 0:
-            answer += b"\r\n" + heard[at : at + size + 2]
+            value = heard[at : at + size + 2]
             at += size + 2
+            if PADDED.fullmatch(value):
+                value = value.rstrip() + b"\r\n"
+                answer = answer.replace(b"%d" % size, b"%d" % (len(value) - 2))
+            answer += b"\r\n" + value
         answers.append(answer)
     return answers
 
