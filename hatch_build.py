@@ -17,6 +17,7 @@ COMPILED = (
     "memtunnel/wire/classic.py",
     "memtunnel/wire/command.py",
     "memtunnel/wire/meta.py",
+    "memtunnel/wire/numbers.py",
     "memtunnel/wire/text.py",
     "memtunnel/core/[a-z]*.py",
     "memtunnel/ops/metrics.py",

@@ -11,18 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtunnel.wire import meta
-from memtunnel.wire.command import (
-    Ask,
-    Get,
-    Quit,
-    Say,
-    Skip,
-    Store,
-    block_size,
-    expiry,
-    signed,
-    unsigned,
-)
+from memtunnel.wire.command import Ask, Get, Quit, Say, Skip, Store
+from memtunnel.wire.numbers import block_size, expiry, signed, unsigned
 from memtunnel.wire.text import parse, words_of
 
 

@@ -32,14 +32,11 @@ from memtunnel.wire.command import (
     Stats,
     Store,
     Version,
-    block_size,
-    expiry,
-    signed,
-    unsigned,
 )
+from memtunnel.wire.numbers import block_size, expiry, signed, unsigned
 
 NOREPLY: Final = b"noreply"
-#: The verbs whose lines may be of any length.
+#: How lines begin that may be longer than others.
 GETTING: Final = (b"get ", b"gets ", b"gat ", b"gats ")
 
 _O = Opcode
@@ -203,6 +200,7 @@ def _gat(with_cas: bool, words: list[bytes]) -> Command:
 
 
 def _store(opcode: int, with_cas: bool, words: list[bytes]) -> Command:
+    """``cas`` is a REPLACE: a SET whose value is too large loses the old one, whoever stored it."""
     number = len(words)
     least = 6 if with_cas else 5
     if not least <= number <= least + 1:
@@ -227,7 +225,7 @@ def _store(opcode: int, with_cas: bool, words: list[bytes]) -> Command:
         SILENT if quiet else reply,
         size,
         b"" if quiet else BAD_CHUNK,
-        opcode == _O.SET and not with_cas,
+        opcode == _O.SET,
     )
 
 
@@ -329,7 +327,7 @@ VERBS: Final[dict[bytes, Callable[[list[bytes]], Command]]] = {
     b"replace": partial(_store, _O.REPLACE, False),
     b"append": partial(_store, _O.APPEND, False),
     b"prepend": partial(_store, _O.PREPEND, False),
-    b"cas": partial(_store, _O.SET, True),
+    b"cas": partial(_store, _O.REPLACE, True),
     b"delete": _delete,
     b"incr": partial(_count, _O.INCR),
     b"decr": partial(_count, _O.DECR),

@@ -7,8 +7,6 @@ of it. The verbs are in `wire.classic` and `wire.meta`.
 Source: memcached 1.6.18's answers as measured, and its limits.
 """
 
-import re
-from struct import Struct
 from typing import Final
 
 from memtunnel.wire.binary import Opcode, Status
@@ -28,16 +26,6 @@ NON_NUMERIC: Final = b"CLIENT_ERROR cannot increment or decrement non-numeric va
 CREATE_NOTHING: Final = b"\xff\xff\xff\xff"
 #: A CAS value that no item has: what is to fail for its CAS value fails with it.
 NO_SUCH_CAS: Final = (1 << 64) - 1
-#: Bytes that a block may be announced with, the line's end after it left out.
-LONGEST_BLOCK: Final = (1 << 31) - 3
-
-#: A time of expiry that has always passed. Negative ones mean that; in binary they would not.
-_LONG_AGO: Final = 30 * 24 * 3600 + 1
-_BITS_64: Final = (1 << 64) - 1
-_HALF_64: Final = 1 << 63
-_EXPIRY: Final = Struct(">I")
-#: What strtol and its like make a number of, followed by a blank of whatever kind, or nothing.
-_NUMBER: Final = re.compile(rb"[\t-\r ]*([+-]?)([0-9]+)(?:[\t-\r ]|\Z)")
 
 
 class Reply:
@@ -70,7 +58,10 @@ class Statistics(Reply):
         self.end = end
         self.raw = raw
 
-    def listed(self, pairs: list[tuple[bytes, bytes]]) -> bytes:
+    def listed(self, pairs: list[tuple[bytes, bytes]], *, whole: bool = True) -> bytes:
+        """`whole` says that every server has answered; who did not list its own is left out."""
+        if self.end != END and not whole:
+            return UNAVAILABLE  # something was to be done, and is not done everywhere
         if self.raw:
             return pairs[0][1] if pairs else END
         lines = [
@@ -83,7 +74,7 @@ class Statistics(Reply):
         return ERROR
 
     def degraded(self, *, as_error: bool) -> bytes:
-        return self.end if self.end == END else UNAVAILABLE
+        return self.listed([], whole=False)
 
 
 class Command:
@@ -199,52 +190,3 @@ class Quit(Command):
     """The end: nothing is answered."""
 
     __slots__ = ()
-
-
-def unsigned(word: bytes) -> int | None:
-    """A number of 64 bits as memcached reads it, which takes some negative ones; None if none."""
-    if len(word) < 20 and word.isdigit():
-        return int(word)
-    value = _signed(word)
-    if value is None or abs(value) > _BITS_64:
-        return None
-    value &= _BITS_64
-    return None if value >= _HALF_64 and b"-" in word else value
-
-
-def signed(word: bytes) -> int | None:
-    """A number of 64 bits of which 32 are kept, as memcached does; None where it is none."""
-    if len(word) < 10 and word.isdigit():
-        return int(word)
-    value = _signed(word)
-    if value is None or not -_HALF_64 <= value < _HALF_64:
-        return None
-    return ((value + 0x80000000) & 0xFFFFFFFF) - 0x80000000
-
-
-def _signed(word: bytes) -> int | None:
-    found = _NUMBER.match(word)
-    if found is None:
-        return None
-    sign, digits = found.groups()
-    digits = digits.lstrip(b"0")
-    if len(digits) > 20:
-        return _BITS_64 + 1
-    value = int(digits or b"0")
-    return -value if sign == b"-" else value
-
-
-def expiry(word: bytes) -> bytes | None:
-    """The four bytes of a time of expiry; None where it is no number."""
-    if word == b"0":
-        return b"\0\0\0\0"
-    seconds = signed(word)
-    if seconds is None:
-        return None
-    return _EXPIRY.pack(seconds if seconds >= 0 else _LONG_AGO)
-
-
-def block_size(word: bytes) -> int | None:
-    """The length of a block, in bytes; None where it is no length."""
-    size = signed(word)
-    return size if size is not None and 0 <= size <= LONGEST_BLOCK else None

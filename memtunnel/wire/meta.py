@@ -26,10 +26,8 @@ from memtunnel.wire.command import (
     Say,
     Skip,
     Store,
-    block_size,
-    expiry,
-    unsigned,
 )
+from memtunnel.wire.numbers import block_size, expiry, unsigned
 
 #: What is said to a flag, or a whole command, that has no counterpart in the binary protocol.
 UNSUPPORTED: Final = b"CLIENT_ERROR unsupported flag\r\n"
@@ -69,7 +67,8 @@ class Flags:
         """As it goes to the server."""
         self.shown = b" k" + key
         """As it is shown to the client, for the flag ``k``."""
-        self.tokens = tokens
+        self.tokens: list[bytes] = []
+        """The flags that ask to hear something, an opaque as a whole."""
         self.quiet = False
         self.value = False
         self.expires = b""
@@ -93,6 +92,8 @@ class Flags:
             seen.add(flag)
             if flag not in _KNOWN:
                 return b"CLIENT_ERROR invalid flag\r\n"
+            # What is kept as long as the request is not answered has to be short.
+            self.tokens.append(token[: _LONGEST_OPAQUE + 1] if flag == _O_ else token[:1])
             problem = self._one(flag, token[1:], problem) or problem
         return problem
 

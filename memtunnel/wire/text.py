@@ -4,15 +4,19 @@ A line is words with blanks between them, the first of which is a verb. `wire.cl
 `wire.meta` know the verbs, `wire.command` what they can ask for.
 """
 
+import re
 from typing import Final
 
 from memtunnel.wire import classic, meta
-from memtunnel.wire.classic import error
-from memtunnel.wire.command import Command, Quit
+from memtunnel.wire.binary import MAX_KEY_LENGTH
+from memtunnel.wire.classic import GETTING, error
+from memtunnel.wire.command import BAD_FORMAT, Command, Get, Quit, Say
 
 #: As many words of a line are looked at, where it asks for no values.
 MOST_WORDS: Final = 23
 
+_BLANKS: Final = re.compile(rb" +")
+_LONG_KEY: Final = re.compile(rb"[^ ]{%d}" % (MAX_KEY_LENGTH + 1))
 _VERBS: Final = classic.VERBS | meta.VERBS
 
 
@@ -36,3 +40,16 @@ def parse(line: bytes) -> Command:
         # A browser was made to send this; what follows is not meant for a cache.
         return Quit()
     return error()
+
+
+def parse_long(line: bytes) -> tuple[Command, bytes]:
+    """The same for a long line: of a get, what it asks for first, and the keys that are left."""
+    line = _BLANKS.sub(b" ", line.partition(b"\0")[0]).strip(b" ")
+    if not line.startswith(GETTING) or line.count(b" ") < 3:
+        return parse(line), b""
+    # A verb, a time of expiry or a key, and another key; to part all the others takes long.
+    *first, rest = line.split(b" ", 3)
+    command = parse(b" ".join(first))
+    if not isinstance(command, Get):
+        return command, b""
+    return (Say(BAD_FORMAT, command.opcode), b"") if _LONG_KEY.search(rest) else (command, rest)
