@@ -271,7 +271,7 @@ class Client:
     def take_turn(self) -> None:
         """Take frames that were held back, if there is room, as the connection does."""
         if self.session.held and not self.session.full:
-            self.session.go_on()
+            self.session.go_on(self.house.now)
             if self.ended:
                 self.session.finish()
             self.house.tunnel.flush()

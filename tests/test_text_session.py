@@ -311,6 +311,25 @@ def test_stats() -> None:
     settled(house)
 
 
+def test_what_some_servers_did_not_do_is_not_claimed() -> None:
+    house, client = opened(2)
+    down(house, 1)
+    client.send(b"stats reset\r\nstats\r\n")
+    house.serve()
+    assert client.received.startswith(UNAVAILABLE + b"STAT pid 7\r\n")
+
+
+def test_statistics_that_come_in_count_as_memory() -> None:
+    house, client = opened(2)
+    house.stores[0].statistics = {b"k%d" % n: b"v" * 100 for n in range(1000)}
+    client.send(b"stats\r\n")
+    house.links[0].deliver(house.links[0].execute())
+    assert house.budget.used > 100_000
+    client.leave()
+    house.serve()
+    settled(house)
+
+
 def test_stats_of_several_servers_are_summed() -> None:
     told = talk(b"stats\r\n", servers=2)
     assert b"STAT curr_items 10\r\n" in told
@@ -388,6 +407,29 @@ def test_a_key_too_long_spoils_the_whole_line() -> None:
     assert talk(b"get " + b"x" * 250 + b"\r\n") == END
 
 
+def test_a_key_waits_for_those_before_it_in_its_line_and_not_past_its_deadline() -> None:
+    house, client = opened()
+    keys = keys_of(1000)
+    house.stores[0].items = {key: (bytes(4), b"v", 1) for key in keys}
+    client.send(b"get " + b" ".join(keys) + b"\r\nget key0\r\n")
+    for _ in range(16):
+        house.pass_time(0.1)
+        house.links[0].deliver(house.links[0].execute())
+        client.take_turn()
+    house.serve()
+    assert client.received.count(b"VALUE") == 1001
+    assert house.degraded == []
+
+
+def test_flags_of_meta_commands_are_not_kept() -> None:
+    house, client = opened()
+    client.send(b"ms k 1 P%b L%b k Oid\r\nx\r\n" % (b"x" * 30000, b"y" * 30000))
+    (request,) = client.session._owed
+    assert sum(map(len, request.reply._flags.tokens)) < 10
+    house.serve()
+    assert client.received == b"HD kk Oid\r\n"
+
+
 def test_a_client_that_leaves_in_the_middle_of_a_long_line_leaves_nothing_behind() -> None:
     house, client = opened()
     client.send(b"get " + b" ".join(keys_of(1000)) + b"\r\nset k 0 0 1\r\n")
@@ -428,10 +470,13 @@ def test_but_not_endless() -> None:
     settled(house)
 
 
-def test_nor_longer_than_there_is_memory() -> None:
+@pytest.mark.parametrize("size", [1, 1000])
+def test_where_there_is_no_memory_for_it_it_is_read_past(size: int) -> None:
     house, client = opened(limit=10000)
-    client.send(*pieces(b"get " + b"k " * 10000, 1000))
-    assert client.closed
+    client.send(*pieces(b"get " + b"k " * 10000, size))
+    client.send(b"k\r\nmn\r\n")
+    assert client.received == b"END\r\nMN\r\n"
+    assert house.degraded == [(O.GET, "overloaded")]
     settled(house)
 
 
@@ -603,7 +648,7 @@ WRONG = [
     b"set any 0 0 12\r\nuser1 Secret\r\n",
     b"set any 0 0 5\r\nuser1\r\n",
     b"set _ _ _ 12\r\nuser2 secret\r\n",
-    b"set user1 0 0 2000\r\n" + b"x" * 2000 + b"\r\n",
+    b"set user1 0 0 5000\r\n" + b"x" * 5000 + b"\r\n",
 ]
 FAILED = b"CLIENT_ERROR authentication failure\r\n"
 UNAUTHENTICATED = b"CLIENT_ERROR unauthenticated\r\n"
@@ -652,7 +697,7 @@ def test_nothing_is_taken_before_a_login_that_is_required(asked: bytes) -> None:
         b"set k 0 0 4\r\nuser\r\n",
         b"set k 0 0 13\r\nuser1x secret\r\n",
         b"set user 0 0 6\r\nsecret\r\n",
-        b"set k 0 0 2000\r\nuser1 " + b"x" * 1994 + b"\r\n",
+        b"set k 0 0 5000\r\nuser1 " + b"x" * 4994 + b"\r\n",
         b"add user1 0 0 6\r\nsecret\r\n",
     ],
 )
@@ -683,16 +728,76 @@ def test_only_the_first_command_is_a_login() -> None:
 
 def test_where_no_login_is_known_all_are_right() -> None:
     house, client = opened()
+    long = house.client(TextSession)
     client.send(b"set _ _ _ 9\r\nuser pass\r\nset k 0 0 9\r\nuser pass\r\n")
+    long.send(b"set _ _ _ 5000\r\n" + b"x" * 5000 + b"\r\nget k\r\n")
     house.serve()
     assert client.received == STORED + STORED
+    assert long.received == STORED + b"VALUE k 0 9\r\nuser pass\r\nEND\r\n"
     assert list(house.stores[0].items) == [b"k"]
 
 
-def test_a_login_that_ends_badly() -> None:
-    _, client = opened(credentials=MINE)
-    client.send(b"set user1 0 0 6\r\nsecretxxmn\r\n")
-    assert client.received == b"CLIENT_ERROR bad command line termination\r\nMN\r\n"
+@pytest.mark.parametrize(
+    "login",
+    [
+        b"set user1 0 0 6\r\nsecretxx",
+        b"set user1 0 0 5\r\nsecret\r\n",
+        b"set user1 0 0 9\r\nsecret\nabcd",
+        b"set any 0 0 11\r\nuser1 secret\r\n",
+    ],
+)
+def test_after_a_login_that_ended_badly_nothing_else_is_taken(login: bytes) -> None:
+    # Its next try would be a set like any other, and the password a value.
+    house, client = opened(credentials=MINE)
+    client.send(login + b"\r\n" + b"set k 0 0 0\r\n\r\n")
+    client.received = b""
+    client.send(RIGHT[0])
+    assert client.received == STORED
+    assert not house.links[0].opcodes
+
+
+@pytest.mark.parametrize("block", [b" user1 secret", b"user1  secret ", b"user1", b" user1 "])
+def test_blanks_around_a_login_do_not_make_it_a_value(block: bytes) -> None:
+    house, client = opened(credentials=MINE)
+    client.send(b"set any 0 0 %d\r\n%b\r\n" % (len(block), block))
+    assert not house.links[0].opcodes
+
+
+def test_a_user_name_or_password_may_have_blanks() -> None:
+    house, client = opened(credentials=Credentials(username="a b", password=Secret("c d")))
+    client.send(b"set any 0 0 7\r\na b c d\r\n")
+    assert client.received == STORED
+    assert not house.links[0].opcodes
+
+
+@pytest.mark.parametrize("limit", [0, 500, 10000])
+def test_a_first_set_for_which_there_is_no_memory_is_answered(limit: int) -> None:
+    house, client = opened(credentials=MINE, limit=limit)
+    house.budget.used = limit
+    client.send(b"set k 0 0 2000\r\nxx")
+    client.send(b"x" * 1998 + b"\r\nmn\r\n")
+    assert client.received == b"NOT_STORED\r\nMN\r\n"
+    assert house.budget.used == limit
+
+
+def test_a_client_may_quit_before_a_login() -> None:
+    house, client = opened(credentials=MINE, login_required=True)
+    client.send(b"get k\r\nquit\r\nget k\r\n")
+    assert client.received == UNAUTHENTICATED
+    assert client.closed
+    settled(house)
+
+
+def test_before_a_login_there_is_no_memory_for_more_than_one() -> None:
+    house, client = opened(credentials=MINE, login_required=True)
+    client.send(b"get " + b"k " * 1500)
+    assert client.closed
+    settled(house)
+    other = house.client(TextSession)
+    other.send(b"set user1 0 0 100000\r\n" + b"x" * 5000)
+    assert house.budget.used == 0
+    other.send(b"x" * 95000 + b"\r\n")
+    assert other.received == FAILED
 
 
 # Together with others

@@ -213,7 +213,10 @@ class Answers:
         """
         if reason is not None:
             self.tunnel.counts.degraded(LOUD[slot.opcode], reason)
-        frame = self._degraded(slot) if status is None else self._gathered(slot, status, statistics)
+        if status is None:
+            frame = self._degraded(slot)
+        else:
+            frame = self._gathered(slot, status, statistics, reason is None)
         self._settle(slot, frame, _COUNTED, now)
 
     # What the client's protocol decides
@@ -225,8 +228,10 @@ class Answers:
         """
         raise NotImplementedError
 
-    def _gathered(self, slot: Request, status: int, statistics: list[tuple[bytes, bytes]]) -> bytes:
-        """What is said when a gather is complete."""
+    def _gathered(
+        self, slot: Request, status: int, statistics: list[tuple[bytes, bytes]], whole: bool
+    ) -> bytes:
+        """What is said when a gather is complete; `whole` if all servers have answered."""
         raise NotImplementedError
 
     def _forget(self, now: float) -> None:

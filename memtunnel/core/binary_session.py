@@ -14,7 +14,7 @@ from memtunnel.core.answers import HIT
 from memtunnel.core.lane import Lane
 from memtunnel.core.outcomes import Reason, degraded, passes, status_index
 from memtunnel.core.request import Request, one_by_one
-from memtunnel.core.session import REQUESTS_A_TURN, Session
+from memtunnel.core.session import LONGEST_LOGIN, REQUESTS_A_TURN, Session
 from memtunnel.wire import sasl
 from memtunnel.wire.binary import (
     GETS,
@@ -170,6 +170,10 @@ class BinarySession(Session):
         if not rule.allows(keys, extras, body):
             self._protocol_error("invalid")
             return self._refuse(data, position, stop, Status.INVALID, now)
+        if opcode in (Opcode.SASL_AUTH, Opcode.SASL_STEP) and body > LONGEST_LOGIN:
+            # Before a login nobody has a claim to memory.
+            refuse = partial(self._refuse_login, opcode, opaque)
+            return self._past(data, position, stop, now, refuse)
         head = HEADER_LENGTH + extras + keys
         if body - extras - keys > self.tunnel.policy.max_value_size:
             if LOUD[opcode] != Opcode.SET:
@@ -249,11 +253,15 @@ class BinarySession(Session):
         right = credentials is None or (
             parsed.key.upper() == sasl.MECHANISM and credentials.verify(parsed.value)
         )
-        self._judge(right)
-        if right:
-            self._reply(Opcode.SASL_AUTH, opaque, Status.OK, now, value=b"Authenticated")
-        else:
-            self._reply(Opcode.SASL_AUTH, opaque, Status.AUTH_FAILED, now)
+        if not right:
+            self._refuse_login(Opcode.SASL_AUTH, opaque, now)
+            return
+        self._judge(True)
+        self._reply(Opcode.SASL_AUTH, opaque, Status.OK, now, value=b"Authenticated")
+
+    def _refuse_login(self, opcode: int, opaque: bytes, now: float) -> None:
+        self._judge(False)
+        self._reply(opcode, opaque, Status.AUTH_FAILED, now)
 
     def _reply(
         self, opcode: int, opaque: bytes, status: int, now: float, *, value: bytes = b""
@@ -342,7 +350,9 @@ class BinarySession(Session):
         as_error = self.tunnel.policy.errors_on_unavailable
         return degraded(request.opcode, request.opaque, key, as_error=as_error)
 
-    def _gathered(self, slot: Request, status: int, statistics: list[tuple[bytes, bytes]]) -> bytes:
+    def _gathered(
+        self, slot: Request, status: int, statistics: list[tuple[bytes, bytes]], whole: bool
+    ) -> bytes:
         if status:
             return refusal(slot.opcode, slot.opaque, status)
         if slot.opcode == Opcode.STAT:

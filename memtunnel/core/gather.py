@@ -29,7 +29,17 @@ class Gather:
     `slot` is the client's request, `names` those of the servers, by the index in `send`.
     """
 
-    __slots__ = ("_kept", "_left", "_names", "_places", "_session", "_slot", "answers", "reason")
+    __slots__ = (
+        "_kept",
+        "_left",
+        "_names",
+        "_places",
+        "_reserved",
+        "_session",
+        "_slot",
+        "answers",
+        "reason",
+    )
 
     def __init__(self, session: Session, slot: Request, names: list[str]) -> None:
         self._session = session
@@ -37,6 +47,7 @@ class Gather:
         self._names = names
         self._left = len(names)
         self._places: dict[Request, int] = {}
+        self._reserved = 0
         self._kept = [0] * len(names)
         """Bytes of each server's answer so far."""
         self.answers: list[list[bytes]] = [[] for _ in names]
@@ -54,6 +65,8 @@ class Gather:
         self._kept[place] += stop - start
         if self._kept[place] <= MAX_STATISTICS:
             self.answers[place].append(data[start:stop])
+            self._reserved += stop - start
+            self._session.tunnel.budget.used += stop - start
         if request.opcode == Opcode.STAT and status == Status.OK and stop - start > 24:
             return
         if not passes(request.opcode, status):
@@ -89,6 +102,7 @@ class Gather:
         lane.server.counts.answered(request.opcode, status, request.arrived, request.sent, now, now)
         self._left -= 1
         if not self._left:
+            self._session.tunnel.budget.release(self._reserved)
             whole, statistics = self.outcome()
             self._session.conclude(self._slot, whole, statistics, self.reason, now)
 

@@ -38,7 +38,7 @@ class Intake:
         self._budget = budget
         self._buffer = bytearray()
         self._line = False
-        """Whether the end of a line will do, in place of `_needed` bytes."""
+        """Whether the end of a line is waited for, and not just a number of bytes."""
         self._needed = 0
         self._reserved = 0
         self._skip = 0
@@ -50,8 +50,12 @@ class Intake:
         """Take bytes; return those that can be looked at, none while more are needed."""
         self.began = self.since
         if self._skip:
-            skipped = min(self._skip, len(data))
-            self._skip -= skipped
+            if self._line:
+                skipped = data.find(b"\n") + 1
+                self._skip = 0 if skipped else 1
+            else:
+                skipped = min(self._skip, len(data))
+                self._skip -= skipped
             if self._skip:
                 return b""
             then, self._then = self._then, None
@@ -92,6 +96,11 @@ class Intake:
         self._skip = size
         self._then = then
         self._unfinished(position, now)
+
+    def skip_line(self, position: int, now: float, then: Callable[[float], None]) -> None:
+        """Read past the line at `position`, whose end is not there yet; then call `then`."""
+        self._line = True
+        self.skip(1, position, now, then)
 
     def clear(self) -> None:
         """Forget the unfinished frame."""

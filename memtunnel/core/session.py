@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Requests of one client that are taken in one go; then other clients get their turn.
 REQUESTS_A_TURN: Final = 64
+#: Bytes of what may hold a login.
+LONGEST_LOGIN: Final = 4096
 #: The longest body that is read past to keep a connection whose request cannot be used.
 MAX_SWALLOW: Final = 32 * 1024 * 1024
 
@@ -81,12 +83,11 @@ class Session(Answers):
             or self.owed_bytes >= FULL_REQUESTS * HEADER_LENGTH
         )
 
-    def go_on(self, now: float | None = None) -> None:
-        """Take the frames that were held back; their time is that of their read, or `now`."""
-        if now is None:
-            now = self._held_at
+    def go_on(self, now: float, *, anew: bool = False) -> None:
+        """Take what was held back; its time is that of its read, or `now` if it counts `anew`."""
         data = self._take_held()
-        self._parse(self.intake.feed(data, now), now)
+        arrived = now if anew else self._held_at
+        self._parse(self.intake.feed(data, arrived), arrived)
 
     def finish(self) -> None:
         """No further input: answer what was read, then close."""
@@ -133,7 +134,7 @@ class Session(Answers):
         return end
 
     def _judge(self, right: bool) -> None:
-        """The client has tried to log in; with a wrong login it may do nothing any more."""
+        """The client has tried to log in. After a wrong login nothing else is taken."""
         self._trusted = right
         word = "ok" if right else "refused"
         self._counts.logins[word] = self._counts.logins.get(word, 0) + 1

@@ -7,7 +7,6 @@ text is a ``set`` like any other until somebody knows better.
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +14,7 @@ from memtunnel.core.answers import HIT, Client, ListenerCounts
 from memtunnel.core.lane import Lane
 from memtunnel.core.outcomes import Reason, passes, status_index
 from memtunnel.core.request import Request, one_by_one
-from memtunnel.core.session import REQUESTS_A_TURN, Session
+from memtunnel.core.session import LONGEST_LOGIN, REQUESTS_A_TURN, Session
 from memtunnel.wire.binary import GET_HEADERS, GETS, HEADER_LENGTH, Opcode, Status, unpack_length
 from memtunnel.wire.binary import request as request_frame
 from memtunnel.wire.classic import GETTING, Value
@@ -33,22 +32,18 @@ from memtunnel.wire.command import (
     Stats,
     Store,
     Version,
-    unsigned,
 )
-from memtunnel.wire.text import parse, words_of
+from memtunnel.wire.numbers import is_meant_as_number, unsigned
+from memtunnel.wire.text import parse, parse_long, words_of
 
 if TYPE_CHECKING:
     from memtunnel.core.tunnel import Tunnel
 
-#: Bytes of a line; only one that gets values may be longer.
+#: Bytes of a line that has no end yet; only one that gets values may be longer.
 LONGEST_LINE: Final = 2048
 #: Bytes of a line that gets values. memcached takes them of any length.
 LONGEST_GET: Final = 1024 * 1024
-#: Bytes of a block that may hold a login.
-LONGEST_LOGIN: Final = 1024
 
-#: What is at least meant as a number.
-_NUMERIC: Final = re.compile(rb"[\t-\r]*[+-]?[0-9]")
 _CR: Final = 0x0D
 _NO_OPAQUE: Final = bytes(4)
 #: Blanks that a long line may begin with.
@@ -81,6 +76,25 @@ class TextSession(Session):
 
     # Input
 
+    def go_on(self, now: float, *, anew: bool = False) -> None:
+        if self._long_get is None:
+            super().go_on(now, anew=anew)
+            return
+        # A key that waits for those before it in its own line counts from its turn on.
+        data = self._take_held()
+        end = data.find(b"\n")
+        keys = data[:end].split(b" ", REQUESTS_A_TURN)
+        after = end + 1
+        command = self._long_get
+        if len(keys) > REQUESTS_A_TURN:
+            after = end - len(keys.pop())
+        else:
+            self._long_get = None
+        self._get(command, keys, self._long_get is None, now)
+        self._send_taken(now)
+        if after < len(data):
+            self._hold(data[after:])
+
     def _parse(self, data: bytes, now: float) -> None:
         position = 0
         taken = 0
@@ -90,40 +104,42 @@ class TextSession(Session):
                 self._held_at = now
                 break
             end = data.find(b"\n", position)
-            if self._long_get is not None:
-                position = self._get_more(self._long_get, data, position, end, now)
-                taken = REQUESTS_A_TURN
-                continue
             if end < 0:
                 self._wait_for_line(data, position, now)
                 break
             cut = end > position and data[end - 1] == _CR
             line = data[position : end - 1 if cut else end]
+            after = end + 1
+            taken += 1
             if self._may_log_in:
-                after = self._log_in(line, data, position, end + 1, now)
-                if after < 0:
+                behind = self._log_in(line, data, position, after, now)
+                if behind < 0:
                     break
-                if after:
-                    position = after
-                    taken += 1
+                if behind:
+                    position = behind
                     continue
-            command = parse(line)
+            command, rest = parse_long(line) if len(line) > LONGEST_LINE else (parse(line), b"")
             if isinstance(command, Get):
                 keys = command.keys
-                if len(keys) > REQUESTS_A_TURN:
-                    data = b" ".join(keys[REQUESTS_A_TURN:]) + data[end:]
-                    position = 0
-                    del keys[REQUESTS_A_TURN:]
-                    self._long_get = command
-                else:
-                    position = end + 1
-                self._get(command, keys, self._long_get is None, now)
                 taken += len(keys)
+                if len(keys) > REQUESTS_A_TURN:
+                    rest = b" ".join(keys[REQUESTS_A_TURN:])
+                    del keys[REQUESTS_A_TURN:]
+                self._get(command, keys, not rest, now)
+                if rest:
+                    self._long_get = command
+                    self._hold(rest + data[end:])
+                    self._held_at = now
+                    break
+                position = after
             else:
-                position = self._take(command, data, position, end + 1, now)
+                position = self._take(command, data, position, after, now)
                 if position < 0:
                     break
-                taken += 1
+        self._send_taken(now)
+
+    def _send_taken(self, now: float) -> None:
+        """Send what was taken, and watch over it."""
         self._send_run(now)
         if self._batch:
             batch, self._batch = self._batch, []
@@ -136,11 +152,15 @@ class TextSession(Session):
         if length > LONGEST_LINE:
             begin = data[position : position + LONGEST_LINE]
             verb = begin.lstrip(b" ")
-            may_go_on = verb.startswith(GETTING) and len(begin) - len(verb) <= _LEADING_BLANKS
+            blanks = len(begin) - len(verb)
+            may_go_on = self._trusted and verb.startswith(GETTING) and blanks <= _LEADING_BLANKS
             longest = min(4 * length, LONGEST_GET) if may_go_on else 0
-        if length > longest or not self.intake.keep_line(data, position, longest, now):
+        if length > longest:
             self._protocol_error("too_long")
             self.finish()
+        elif not self.intake.keep_line(data, position, longest, now):
+            # No memory for it: read past it, and tell that nothing was found.
+            self.intake.skip_line(position, now, self._overload_get)
 
     def _take(self, command: Command, data: bytes, position: int, after: int, now: float) -> int:
         """Take the command at `position`, whose line ends at `after`.
@@ -168,7 +188,7 @@ class TextSession(Session):
             self.awaits_more = command.reply.is_quiet()
             self._send_run(now)
             frame = request_frame(Opcode.FLUSH, extras=command.extras)
-            self._ask_all(self._told(Opcode.FLUSH, command.reply, now), frame, now, self._batch)
+            self._ask_all(self._slot_for(Opcode.FLUSH, command.reply, now), frame, now, self._batch)
         elif isinstance(command, Version):
             said = b"VERSION %b\r\n" % self.tunnel.version
             self._say(said, Opcode.VERSION, Status.OK, now)
@@ -198,17 +218,6 @@ class TextSession(Session):
                 frame = GET_HEADERS[len(key)] + key
             self._send_later(opcode, key, frame, Value(key, with_cas, left == 0), now)
 
-    def _get_more(self, command: Get, data: bytes, position: int, end: int, now: float) -> int:
-        """Go on with the line of a get that ends at `end`; returns the position behind it."""
-        keys = data[position:end].split(b" ", REQUESTS_A_TURN)
-        after = end + 1
-        if len(keys) > REQUESTS_A_TURN:
-            after = end - len(keys.pop())
-        else:
-            self._long_get = None
-        self._get(command, keys, self._long_get is None, now)
-        return after
-
     def _ask(self, command: Ask, value: bytes, now: float) -> None:
         self.awaits_more = command.reply.is_quiet()
         frame = request_frame(
@@ -234,15 +243,19 @@ class TextSession(Session):
 
     def _too_large(self, command: Store, now: float) -> None:
         self._send_run(now)
-        slot = self._told(command.opcode, command.reply, now)
+        slot = self._slot_for(command.opcode, command.reply, now)
         if command.drops:
             self._delete_old(slot, command.key, now)
         else:
             said = command.reply.told(Status.TOO_LARGE, b"", 0, 0)
             self._settle(slot, said, status_index(Status.TOO_LARGE), now)
 
+    def _overload_get(self, now: float) -> None:
+        slot = self._slot_for(Opcode.GET, Value(b"", with_cas=False, last=True), now)
+        self.failed(slot, Reason.OVERLOADED, now)
+
     def _overload(self, command: Store, now: float) -> None:
-        self.failed(self._told(command.opcode, command.reply, now), Reason.OVERLOADED, now)
+        self.failed(self._slot_for(command.opcode, command.reply, now), Reason.OVERLOADED, now)
 
     def _stats(self, command: Stats, now: float) -> None:
         if command.key == b"memtunnel":
@@ -251,9 +264,9 @@ class TextSession(Session):
             return
         self._send_run(now)
         frame = request_frame(Opcode.STAT, command.key)
-        self._ask_all(self._told(Opcode.STAT, command.reply, now), frame, now, self._batch)
+        self._ask_all(self._slot_for(Opcode.STAT, command.reply, now), frame, now, self._batch)
 
-    def _told(self, opcode: int, reply: Reply, now: float) -> Request:
+    def _slot_for(self, opcode: int, reply: Reply, now: float) -> Request:
         """A request's place in the order, which is to be told as `reply` says."""
         slot = self._slot(opcode, _NO_OPAQUE, now)
         slot.reply = reply
@@ -296,32 +309,39 @@ class TextSession(Session):
         words = words_of(line)
         size = unsigned(words[4]) if len(words) > 4 and words[0] == b"set" else None
         mine = b"" if credentials is None else credentials.username.encode()
-        named = size is not None and (_NUMERIC.match(words[2]) is None or words[1] == mine)
+        named = size is not None and (words[1] == mine or not is_meant_as_number(words[2]))
         if self._trusted and not named and (not mine or size is None or size > LONGEST_LOGIN):
             self._may_log_in = False
             return 0
         if size is None:
+            if words == [b"quit"]:
+                return 0
             self._say(_UNAUTHENTICATED, 0xFF, Status.AUTH_FAILED, now)
             return after
         stop = after + size + 2
         if size > LONGEST_LOGIN:
-            return self._past(data, position, stop, now, partial(self._judge_login, False))
+            judge = partial(self._judge_login, credentials is None)
+            return self._past(data, position, stop, now, judge)
         if stop > len(data):
-            if not self.intake.keep(data, position, stop - position, now):
-                self.finish()
-            return -1
+            if self.intake.keep(data, position, stop - position, now):
+                return -1
+            if self._trusted and not named:
+                self._may_log_in = False
+                return 0  # as a value it is told that there is no memory
+            return self._past(data, position, stop, now, partial(self._judge_login, False))
         block = data[after : stop - 2]
-        username, _, password = block.partition(b" ")
-        if self._trusted and not named and username != mine:
+        both = block.strip(b" ")
+        if self._trusted and not named and both != mine and not both.startswith(mine + b" "):
             self._may_log_in = False
             return 0
         if data[stop - 2 : stop] != b"\r\n":
+            self._judge(False)
             self._say(_LOGIN_ENDED_BADLY, Opcode.SASL_AUTH, Status.INVALID, now)
         else:
             right = (
                 credentials is None
                 or credentials.matches(words[1], block)
-                or credentials.matches(username, password)
+                or credentials.matches(both[: len(mine)], both[len(mine) :].lstrip(b" "))
             )
             self._judge_login(right, now)
         return stop
@@ -382,8 +402,10 @@ class TextSession(Session):
     def _degraded(self, request: Request) -> bytes:
         return request.reply.degraded(as_error=self.tunnel.policy.errors_on_unavailable)
 
-    def _gathered(self, slot: Request, status: int, statistics: list[tuple[bytes, bytes]]) -> bytes:
+    def _gathered(
+        self, slot: Request, status: int, statistics: list[tuple[bytes, bytes]], whole: bool
+    ) -> bytes:
         reply = slot.reply
-        if isinstance(reply, Statistics) and not status:
-            return reply.listed(statistics)
-        return reply.told(status, b"", 0, 0)
+        if status or not isinstance(reply, Statistics):
+            return reply.told(status, b"", 0, 0)
+        return reply.listed(statistics, whole=whole)

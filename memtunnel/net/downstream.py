@@ -227,7 +227,7 @@ class Downstream(Protocol):
             return
         if session.held:
             # A client that does not read has itself to blame for the wait.
-            session.go_on(self._seconds() if self._does_not_read else None)
+            session.go_on(self._seconds(), anew=self._does_not_read)
             self._does_not_read = False
         if session.held:
             self._go_on()
