@@ -223,14 +223,15 @@ def normal(heard: bytes) -> list[bytes]:
             words = [words[0] + b"s"]
             if answers[-1:] == words:
                 continue
-        answer = b" ".join(words)
+        value = b""
         if size >= 0:
             value = heard[at : at + size + 2]
             at += size + 2
             if PADDED.fullmatch(value):
                 value = value.rstrip() + b"\r\n"
-                answer = answer.replace(b"%d" % size, b"%d" % (len(value) - 2))
-            answer += b"\r\n" + value
+                words[3 if words[0] == b"VALUE" else 1] = b"%d" % (len(value) - 2)
+                words = [b"s%d" % (len(value) - 2) if w == b"s%d" % size else w for w in words]
+        answer = b" ".join(words) + (b"\r\n" + value if value else b"")
         answers.append(answer)
     return answers
 
