@@ -80,7 +80,7 @@ class TextSession(Session):
         if self._long_get is None:
             super().go_on(now, anew=anew)
             return
-        # A key that waits for those before it in its own line counts from its turn on.
+        # What waits for keys before it in its own line, or for that line, counts from its turn on.
         data = self._take_held()
         end = data.find(b"\n")
         keys = data[:end].split(b" ", REQUESTS_A_TURN)
@@ -94,6 +94,7 @@ class TextSession(Session):
         self._send_taken(now)
         if after < len(data):
             self._hold(data[after:])
+            self._held_at = now
 
     def _parse(self, data: bytes, now: float) -> None:
         position = 0
@@ -121,7 +122,7 @@ class TextSession(Session):
             command, rest = parse_long(line) if len(line) > LONGEST_LINE else (parse(line), b"")
             if isinstance(command, Get):
                 keys = command.keys
-                taken += len(keys)
+                taken += max(0, len(keys) - 1)
                 if len(keys) > REQUESTS_A_TURN:
                     rest = b" ".join(keys[REQUESTS_A_TURN:])
                     del keys[REQUESTS_A_TURN:]
