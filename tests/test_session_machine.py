@@ -226,4 +226,4 @@ def test_P1_to_P6_hold_whatever_happens() -> None:
 
 @pytest.mark.full
 def test_P1_to_P6_hold_for_minutes() -> None:
-    play(BinaryClients, 3000)
+    play(BinaryClients, 1500)

@@ -147,4 +147,4 @@ def test_P1_to_P6_hold_for_text_and_binary_clients_together() -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("machine", [TextClients, BothClients])
 def test_P1_to_P6_hold_for_text_for_minutes(machine: type[Machine]) -> None:
-    play(machine, 3000)
+    play(machine, 600)
