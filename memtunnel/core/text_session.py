@@ -7,6 +7,8 @@ text is a ``set`` like any other until somebody knows better.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -45,6 +47,9 @@ LONGEST_LINE: Final = 2048
 LONGEST_GET: Final = 1024 * 1024
 
 _CR: Final = 0x0D
+_GET: Final = int(Opcode.GET)
+#: Whether the rest of a line from an offset on is one key, without blanks around it.
+_ONE_KEY: Final[Callable[[bytes, int], object]] = re.compile(rb"[^ \0]{1,250}\Z").match
 _NO_OPAQUE: Final = bytes(4)
 #: Blanks that a long line may begin with.
 _LEADING_BLANKS: Final = 100
@@ -119,6 +124,14 @@ class TextSession(Session):
                 if behind:
                     position = behind
                     continue
+            if line.startswith(b"get ") and _ONE_KEY(line, 4):
+                # What most lines are: by the way of all others it takes 0.9 µs more.
+                key = line[4:]
+                reply = Value(key, with_cas=False, last=True)
+                self._send_later(_GET, key, GET_HEADERS[len(key)] + key, reply, now)
+                self.awaits_more = False
+                position = after
+                continue
             command, rest = parse_long(line) if len(line) > LONGEST_LINE else (parse(line), b"")
             if isinstance(command, Get):
                 keys = command.keys
