@@ -5,13 +5,14 @@ BIN := .venv/bin
 RUN ?=
 STRESS_SECONDS ?= 10
 BENCH ?=
+FUZZ_SECONDS ?= 300
 
 # What the tests talk to, by Debian's names.
 PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
 	php-cli php-memcached ruby ruby-dalli libcache-memcached-perl libcache-memcached-fast-perl \
 	nodejs netcat-openbsd prometheus openssl gcc libc6-dev python3-dev
 
-.PHONY: run check test test-all test-compiled compiled lint system stress bench clean
+.PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz clean
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -70,6 +71,12 @@ stress:
 bench: .venv/bench
 	@case "$(BENCH)" in *memtunnel-compiled*) $(MAKE) compiled;; esac
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m benchmarks $(BENCH)
+
+# Each parser with new inputs, for so many seconds; what is found is kept in build/fuzz.
+fuzz: .venv/test
+	@for target in binary_client text_client upstream; do \
+		PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m fuzz $$target --seconds $(FUZZ_SECONDS) \
+			|| exit 1; done
 
 .venv/run: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
