@@ -222,7 +222,8 @@ class Multiplexer:
             else:
                 lane = None  # a sequence: its terminator is still to come
             if owner is None:
-                request.answer = b""
+                if request.answer is None:  # else its degraded reply may still wait for its turn
+                    request.answer = b""
             else:
                 if oversize:
                     request.owner = None

@@ -119,7 +119,8 @@ class Server:
                 continue  # it left its lane when it was given up
             back = lanes.setdefault(lane, [])
             if request.owner is None:
-                request.answer = b""
+                if request.answer is None:  # else its degraded reply may still wait for its turn
+                    request.answer = b""
             elif reads and not request.retried and lane not in wrote:
                 request.retried = True
                 grown = request.size - len(request.frame or b"")
