@@ -6,13 +6,14 @@ RUN ?=
 STRESS_SECONDS ?= 10
 BENCH ?=
 FUZZ_SECONDS ?= 300
+SEEDS ?= 0:1000
 
 # What the tests talk to, by Debian's names.
 PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
 	php-cli php-memcached ruby ruby-dalli libcache-memcached-perl libcache-memcached-fast-perl \
 	nodejs netcat-openbsd prometheus openssl gcc libc6-dev python3-dev
 
-.PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz clean
+.PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz simulate clean
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -77,6 +78,10 @@ fuzz: .venv/test
 	@for target in binary_client text_client upstream; do \
 		PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m fuzz $$target --seconds $(FUZZ_SECONDS) \
 			|| exit 1; done
+
+# The whole tunnel in memory, a world for each seed; a seed that fails tells its story.
+simulate: .venv/test
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m simulation --seeds $(SEEDS)
 
 .venv/run: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -1,0 +1,393 @@
+"""One seed: a whole tunnel, its clients, its servers, what goes wrong, and what is checked.
+
+Everything of the tunnel is real: `Worker` with its sweep and ticks, listeners, sessions,
+multiplexers, pools with login and probe, and the transports on Twisted's own. Below are the
+sockets of `network`; TLS is left out (`servers.PlainTLS`). Whatever is drawn comes from one
+source, so that a seed is one story, and always the same.
+
+During the run the clients check what they are told (`clients`), the servers what they are asked
+(`servers`). After it everything has to be back to nothing. A `Violation` ends the run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from random import Random
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+from twisted.logger import formatEvent, globalLogPublisher
+
+from memtunnel import worker as worker_module
+from memtunnel.config import load
+from memtunnel.core.mux import MAX_ENTRIES
+from memtunnel.net import upstream as upstream_module
+from memtunnel.net.turn import Turn
+from memtunnel.net.upstream import State
+from memtunnel.worker import Worker
+from simulation.clients import Binary, Client, Text
+from simulation.network import START, Faults, Port, Reactor, Server, Socket
+from simulation.servers import Host, PlainExpectation, PlainTLSFactory
+
+PASSWORD = "canary-of-a-password"
+#: Simulated seconds between two looks at the bounds.
+STEP = 0.25
+#: Simulated seconds that clients are given to do what they want, and to leave.
+LONGEST = 30.0
+FAREWELL = 60.0
+#: Simulated seconds after which what was healed has recovered: a refused login waits longest.
+RECOVERY = 70.0
+#: Bytes by which buffers may exceed their bound: what was let in before it was reached.
+OVERRUN = 1 << 20
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+class Counting:
+    """The tunnel's counts; it also counts what is told without an answer of a server."""
+
+    def __init__(self, world: World, counts: Any) -> None:
+        self._world = world
+        self._degraded = counts.degraded
+        self.local = counts.local
+
+    def degraded(self, command: int, reason: str) -> None:
+        self._world.degraded += 1
+        self._degraded(command, reason)
+
+
+class World:
+    """The world of a seed. `tells` keeps its story, which costs time."""
+
+    def __init__(self, seed: int, *, tells: bool = False) -> None:
+        self.seed = seed
+        self.random = random = Random(seed)
+        self.story: list[str] | None = [] if tells else None
+        self.reactor = Reactor(random)
+        self.rough = random.random() < 0.85
+        """Whether anything goes wrong."""
+        self.quota = random.choice((100, 300, 600))
+        self.largest = random.choice((0, 200, 200, 3000, 30_000))
+        self.max_value = max(4000, self.largest + 100)
+        self.requests = 0
+        self.checked = 0
+        self.asked: Counter[tuple[int, bytes, bytes]] = Counter()
+        """How often clients asked for what changes something: (loud opcode, key, value)."""
+        self.executed: Counter[tuple[int, bytes, bytes]] = Counter()
+        self.written: dict[bytes, bytes] = {}
+        """By value: the key that it is for."""
+        self.carried_out: set[bytes] = set()
+        self.version = 0
+        """Changes that servers have carried out."""
+        self.versions: dict[bytes, int] = {}
+        """By value: when it was stored."""
+        self.acknowledged: dict[bytes, int] = {}
+        """By key: the latest version that a client knows of."""
+        self.degraded = 0
+        self.disturbed = 0
+        """How often something vanished rightly."""
+        self.refused = False
+        self.drained = True
+        self.ending = False
+        self.stops_reading = float("inf")
+        self.problems: list[str] = []
+        self.clients: dict[Client, None] = {}
+        self.credentials = True
+        self._build()
+
+    # Made of
+
+    def _build(self) -> None:
+        random = self.random
+        reactor = self.reactor
+        if not self.rough:
+            calm = Random()
+            calm.random = lambda: 0.99  # type: ignore[method-assign]
+            reactor.faults = Faults(calm)
+            reactor.faults.latency = 0.0005
+        servers = random.choice((1, 1, 2, 3))
+        self.hosts = [Host(self, index) for index in range(servers)]
+        if not self.rough:
+            for host in self.hosts:
+                host.heal()
+        config = load(
+            {
+                "server": [f"server{index}.example:11219" for index in range(servers)],
+                "username": "user",
+                "pool-size": str(random.choice((1, 2, 3))),
+                "failover": random.choice(("on", "off")),
+                "on-unavailable": random.choice(("miss", "error")),
+                "hashing": random.choice(("ketama", "modula")),
+                "drain-timeout": "2",
+            },
+            {"MEMTUNNEL_PASSWORD": PASSWORD},
+        )
+        tight = self.rough and random.random() < 0.15
+        config = replace(
+            config,
+            max_value_size=self.max_value,
+            max_buffer=random.choice((20_000, 200_000)) if tight else config.max_buffer,
+        )
+        self.timeout = config.request_timeout
+        assert config.credentials is not None
+        self.login = config.credentials.initial_response()
+        turn = reactor.turn = Turn(reactor)
+        turn.driven = random.random() < 0.5
+        reactor.dialled = self._dialled
+        reactor.resolve_name = self._address_of
+        with ExitStack() as stack:
+            for name, value in (
+                ("SystemRandom", lambda: random),
+                ("SendAtOnceReactor", lambda reactor, resolver: reactor),
+                ("Resolver", lambda reactor: None),
+                ("make_context", lambda roots: None),
+                ("expectation", lambda *_: PlainExpectation()),
+            ):
+                stack.enter_context(patch.object(worker_module, name, value))
+            self.worker = Worker(config, reactor, None, turn, 50)
+        self.tunnel = self.worker.tunnel
+        self.tunnel.counts = Counting(self, self.tunnel.counts)
+        self.listener = self.worker.listener()
+        self.worker.serve(self.listener, Port())
+
+    def _dialled(self, sock: Socket, address: str, port: int) -> None:
+        self.hosts[int(address.rpartition(".")[2]) - 1].dialled(sock)
+
+    def _address_of(self, name: str) -> str | None:
+        index = int(name.removeprefix("server").partition(".")[0])
+        return None if self.hosts[index].answers_dials == "unknown" else f"10.0.0.{index + 1}"
+
+    def size(self) -> int:
+        """Bytes of a value."""
+        return self.random.randint(0, self.largest) if self.random.random() < 0.3 else 0
+
+    # What is told
+
+    def tell(self, who: str, words: str, *details: Any) -> None:
+        if self.story is not None:
+            when = self.reactor.now - START
+            self.story.append(f"{when:10.5f}  {who:10} {words % details}")
+
+    def fail(self, words: str) -> NoReturn:
+        self.tell("VIOLATION", "%s", words)
+        raise Violation(words)
+
+    def problem(self, words: str) -> None:
+        """The same, in the middle of the tunnel, which would catch it."""
+        self.problems.append(words)
+
+    def _log(self, event: Any) -> None:
+        words = formatEvent(event)
+        failure = event.get("log_failure")
+        self.tell("log", "%s", words)
+        if PASSWORD in words or PASSWORD in repr(event.get("log_failure")):
+            self.problem(f"the password is in the log: {words}")
+        if failure is not None:
+            self.problem(f"{words}: {failure.getTraceback()}")
+
+    @property
+    def strayed(self) -> bool:
+        """Whether another server has served a key: then older values may show."""
+        return any(server.counts.failovers for server in self.tunnel.servers)
+
+    # What happens
+
+    def run(self) -> None:
+        globalLogPublisher.addObserver(self._log)
+        try:
+            with (
+                patch.object(
+                    upstream_module,
+                    "TLSFactory",
+                    lambda _, __, wrapped: PlainTLSFactory(self, wrapped),
+                ),
+                patch.object(worker_module.gc, "freeze"),
+                patch.object(worker_module.gc, "set_threshold"),
+            ):
+                self._run()
+        finally:
+            globalLogPublisher.removeObserver(self._log)
+
+    def _run(self) -> None:
+        random = self.random
+        self.worker.start()
+        clients = random.choice((2, 4, 8))
+        for number in range(clients):
+            self.reactor.at(random.random() * 0.5 if number else 0.0, self._connect, number)
+        self.awaited = clients
+        self.coming = clients
+        if self.rough:
+            self.reactor.at(random.random() * 2, self._trouble)
+        drains = self.rough and random.random() < 0.15
+        if drains:
+            self.reactor.at(random.random() * 2, self._drain)
+        self._pass_until(lambda: not self.awaited, LONGEST)
+        self._heal()
+        self._pass_until(lambda: not self.awaited, FAREWELL)
+        if self.awaited:
+            left = [(one.name, one.leaving, list(one.owed)[:3]) for one in self.clients]
+            self.fail(f"not closed, or not answered: {left}")
+        self._pass_until(self._recovered, RECOVERY)
+        self._pass_until(lambda: False, 2.0)
+        self._pass_until(self._recovered, 5.0)  # a heartbeat may be under way
+        self._check_end()
+
+    def _pass_until(self, done: Callable[[], bool], longest: float) -> None:
+        until = self.reactor.now + longest
+        while not done() and self.reactor.now < until:
+            self.reactor.run(self.reactor.now + STEP)
+            self._check_bounds()
+
+    def _connect(self, number: int) -> None:
+        kind = Binary if self.random.random() < 0.5 else Text
+        client = kind(self, number)
+        if self.stops_reading < self.reactor.now:
+            self.awaited -= 1
+            return
+        sock = Socket(self.reactor)
+        sock.peer = client
+        protocol = self.listener.buildProtocol(None)
+        if protocol is None:
+            self.fail(f"{client.name} is not let in")
+        self.clients[client] = None
+        self.tell(client.name, "comes")
+        transport = Server(sock, protocol, self.reactor)
+        protocol.makeConnection(transport)
+        client.come(sock, transport)
+
+    def gone(self, client: Client) -> None:
+        """A client is gone; now and then another takes its place."""
+        del self.clients[client]
+        if not self.ending and self.coming < 20 and self.random.random() < 0.5:
+            self.reactor.at(0.01, self._connect, self.coming)
+            self.coming += 1
+        else:
+            self.awaited -= 1
+
+    def _trouble(self) -> None:
+        """Something happens to a server, and passes."""
+        if self.ending:
+            return
+        random = self.random
+        host = random.choice(self.hosts)
+        what = random.choice(_TROUBLES)
+        lasts = random.choice((0.05, 0.3, 0.6, 1.5, 3.0))
+        self.tell(host.name, "%s, for %.2f s", what, lasts)
+        if what in ("no", "never", "unreachable", "unknown"):
+            host.answers_dials = what
+            if random.random() < 0.7:
+                host.restart(loses=random.random() < 0.5)
+        elif what == "restart":
+            host.restart(loses=random.random() < 0.5)
+        elif what == "stall":
+            host.stall(data_only=random.random() < 0.4)
+        elif what == "one connection stalls":
+            if host.connections:
+                random.choice(list(host.connections)).stalled = True
+        elif what == "login refused":
+            host.takes_login = False
+            host.restart(loses=False)
+        elif what == "drain":
+            for upstream in self.worker.pools[self.hosts.index(host)].upstreams:
+                # It is to be replaced as if it had reached its age.
+                upstream.retires = self.reactor.now
+        else:
+            host.handshakes = what
+            host.restart(loses=False)
+        self.reactor.at(lasts, self._passes, host, what)
+        self.reactor.at(lasts * random.random() * 3, self._trouble)
+
+    def _passes(self, host: Host, what: str) -> None:
+        if what in ("stall", "one connection stalls"):
+            host.resume()
+        host.answers_dials, host.takes_login, host.handshakes = "yes", True, "fine"
+
+    def _drain(self) -> None:
+        self.tell("tunnel", "drains")
+        self.stops_reading = self.reactor.now + 2.0
+        self.drained = False
+        self.worker.drain().addCallback(self._has_drained)
+
+    def _has_drained(self, _: object) -> None:
+        self.drained = True
+
+    def _heal(self) -> None:
+        self.tell("world", "heals")
+        self.ending = True
+        self.reactor.faults.heal()
+        for host in self.hosts:
+            host.heal()
+        for client in self.clients:
+            if not client.patient:
+                client.act_soon()
+
+    # What is checked
+
+    def _check_bounds(self) -> None:
+        """P6, and what could not be said where it was seen."""
+        if self.problems:
+            self.fail(self.problems[0])
+        budget = self.tunnel.budget
+        if not 0 <= budget.used <= budget.limit + OVERRUN:
+            self.fail(f"{budget.used} bytes are in use, of {budget.limit}")
+        for host, pool in zip(self.hosts, self.worker.pools, strict=True):
+            # What a server says rightly, be it late, never costs its connection.
+            if sum(pool.server.counts.desync.values()) > host.lies_told:
+                self.fail(f"{host.name} is accused of lies that it has not told")
+            for upstream in pool.upstreams:
+                if upstream.mux.load > MAX_ENTRIES or upstream.mux.load < 0:
+                    self.fail(f"a connection carries {upstream.mux.load} requests")
+
+    def _recovered(self) -> bool:
+        return all(
+            pool.count(State.WARM) == pool.size
+            and len(pool.upstreams) == pool.size
+            and not pool.server.refusing
+            and not any(upstream.mux.load for upstream in pool.upstreams)
+            for pool in self.worker.pools
+        )
+
+    def _check_end(self) -> None:
+        """Everything is back to nothing."""
+        tunnel = self.tunnel
+        if not self._recovered():
+            states = [
+                [(str(one.state), one.mux.load) for one in pool.upstreams]
+                + [pool.last_lost, pool.server.breaker.state.value]
+                for pool in self.worker.pools
+            ]
+            self.fail(f"servers are well, and the tunnel is not: {states}")
+        left: list[tuple[str, object]] = [
+            ("bytes of the budget", tunnel.budget.used),
+            ("a drain", not self.drained),
+            ("deadlines", bool(tunnel.deadlines)),
+            ("clients", self.worker.status.clients),
+            ("paused clients", self.listener.paused),
+            ("clients counted", self.listener.counts.connections),
+        ]
+        for pool in self.worker.pools:
+            left.append(("requests waiting", pool.server.queued or len(pool.server.queue)))
+            for upstream in pool.upstreams:
+                left.append(("in flight", upstream.mux.in_flight))
+                left.append(("bytes unsent", upstream.mux.unsent_bytes))
+        for what, number in left:
+            if number:
+                self.fail(f"left at the end: {what}, {number}")
+        self.worker.stop()
+        self._pass_until(lambda: False, 2.0)
+        if self.reactor.sockets:
+            self.fail(f"{len(self.reactor.sockets)} sockets are open after the end")
+        if calls := self.reactor.pending:
+            self.fail(f"calls are still due after the end: {calls}")
+
+
+_TROUBLES = (
+    *("no", "never", "unreachable", "restart", "restart", "stall", "stall", "stall", "drain"),
+    *("one connection stalls",) * 4,
+    *("drain", "unknown", "login refused", "untrusted", "cut", "never shaken"),
+)
