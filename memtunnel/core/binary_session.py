@@ -12,7 +12,7 @@ from typing import Final
 
 from memtunnel.core.answers import HIT
 from memtunnel.core.lane import Lane
-from memtunnel.core.outcomes import Reason, degraded, passes, status_index
+from memtunnel.core.outcomes import Reason, degraded, passes, refusal_reason, status_index
 from memtunnel.core.request import Request, one_by_one
 from memtunnel.core.session import LONGEST_LOGIN, REQUESTS_A_TURN, Session
 from memtunnel.wire import sasl
@@ -279,8 +279,7 @@ class BinarySession(Session):
         loud = LOUD[opcode]
         quiet = opcode != loud
         if not passes(loud, status):
-            refused = status == Status.AUTH_FAILED
-            self.failed(request, Reason.REFUSED if refused else Reason.ERROR, now)
+            self.failed(request, refusal_reason(status), now)
             return
         if loud in GETS:
             if self.choked and status == Status.OK:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from memtunnel.core.outcomes import REASON_STATUS, Reason, passes, status_index
+from memtunnel.core.outcomes import REASON_STATUS, Reason, passes, refusal_reason, status_index
 from memtunnel.core.request import Request, one_by_one
 from memtunnel.wire.binary import Frame, Opcode, Status, split
 
@@ -70,8 +70,7 @@ class Gather:
         if request.opcode == Opcode.STAT and status == Status.OK and stop - start > 24:
             return
         if not passes(request.opcode, status):
-            refused = status == Status.AUTH_FAILED
-            self.failed(request, Reason.REFUSED if refused else Reason.ERROR, now)
+            self.failed(request, refusal_reason(status), now)
         else:
             self._settled(request, status_index(status), now)
 

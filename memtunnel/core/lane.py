@@ -117,7 +117,7 @@ class Lane:
             if request.owner is not None:
                 request.owner.unserved(request, now)
             else:
-                request.answer = b""
+                request.end_unowned()
 
     def give_up(self, request: Request) -> None:
         """A request that waits here is not to be sent any more."""
@@ -139,4 +139,4 @@ class Lane:
         if request.owner is not None:
             request.owner.failed(request, Reason.OVERLOADED, now)
         else:
-            request.answer = b""
+            request.end_unowned()

@@ -222,8 +222,7 @@ class Multiplexer:
             else:
                 lane = None  # a sequence: its terminator is still to come
             if owner is None:
-                if request.answer is None:  # else its degraded reply may still wait for its turn
-                    request.answer = b""
+                request.end_unowned()
             else:
                 if oversize:
                     request.owner = None

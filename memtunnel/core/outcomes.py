@@ -166,6 +166,11 @@ def passes(loud: int, status: int) -> bool:
     return status in _PASSED
 
 
+def refusal_reason(status: int) -> Reason:
+    """Why a request fails whose answer has a status that does not pass."""
+    return Reason.REFUSED if status == Status.AUTH_FAILED else Reason.ERROR
+
+
 def degraded(opcode: int, opaque: bytes, key: bytes, *, as_error: bool) -> bytes:
     """The reply to a request for which there is no answer from a server; empty for none.
 

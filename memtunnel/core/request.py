@@ -105,6 +105,14 @@ class Request:
         self.mux: Multiplexer | None = None
         self.retried = False
 
+    def end_unowned(self) -> None:
+        """Nobody waits for its outcome: the deadline need look at it no more.
+
+        A reply that was made up for it before may still wait for its turn, and stays.
+        """
+        if self.answer is None:
+            self.answer = b""
+
 
 def one_by_one(
     answered: Callable[[Request, int, bytes, int, int, float], None],

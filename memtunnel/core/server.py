@@ -119,8 +119,7 @@ class Server:
                 continue  # it left its lane when it was given up
             back = lanes.setdefault(lane, [])
             if request.owner is None:
-                if request.answer is None:  # else its degraded reply may still wait for its turn
-                    request.answer = b""
+                request.end_unowned()
             elif reads and not request.retried and lane not in wrote:
                 request.retried = True
                 grown = request.size - len(request.frame or b"")
@@ -171,7 +170,7 @@ class Server:
         if owner is not None:
             owner.failed(request, Reason.TIMEOUT, now)
         else:
-            request.answer = b""
+            request.end_unowned()
 
     def dial_failed(self, now: float) -> None:
         """A connection could not be made."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from memtunnel.core.answers import HIT, Client, ListenerCounts
 from memtunnel.core.lane import Lane
-from memtunnel.core.outcomes import Reason, passes, status_index
+from memtunnel.core.outcomes import Reason, passes, refusal_reason, status_index
 from memtunnel.core.request import Request, one_by_one
 from memtunnel.core.session import LONGEST_LOGIN, REQUESTS_A_TURN, Session
 from memtunnel.wire.binary import GET_HEADERS, GETS, HEADER_LENGTH, Opcode, Status, unpack_length
@@ -174,7 +174,8 @@ class TextSession(Session):
             self.finish()
         elif not self.intake.keep_line(data, position, longest, now):
             # No memory for it: read past it, and tell that nothing was found.
-            self.intake.skip_line(position, now, self._overload_get)
+            nothing = Value(b"", with_cas=False, last=True)
+            self.intake.skip_line(position, now, partial(self._overload, _GET, nothing))
 
     def _take(self, command: Command, data: bytes, position: int, after: int, now: float) -> int:
         """Take the command at `position`, whose line ends at `after`.
@@ -247,7 +248,9 @@ class TextSession(Session):
         if stop > len(data):
             if self.intake.keep(data, position, stop - position, now):
                 return -1
-            return self._past(data, position, stop, now, partial(self._overload, command))
+            return self._past(
+                data, position, stop, now, partial(self._overload, command.opcode, command.reply)
+            )
         if data[stop - 2 : stop] == b"\r\n":
             self._ask(command, data[after : stop - 2], now)
         else:
@@ -264,12 +267,8 @@ class TextSession(Session):
             said = command.reply.told(Status.TOO_LARGE, b"", 0, 0)
             self._settle(slot, said, status_index(Status.TOO_LARGE), now)
 
-    def _overload_get(self, now: float) -> None:
-        slot = self._slot_for(Opcode.GET, Value(b"", with_cas=False, last=True), now)
-        self.failed(slot, Reason.OVERLOADED, now)
-
-    def _overload(self, command: Store, now: float) -> None:
-        self.failed(self._slot_for(command.opcode, command.reply, now), Reason.OVERLOADED, now)
+    def _overload(self, opcode: int, reply: Reply, now: float) -> None:
+        self.failed(self._slot_for(opcode, reply, now), Reason.OVERLOADED, now)
 
     def _stats(self, command: Stats, now: float) -> None:
         if command.key == b"memtunnel":
@@ -376,8 +375,7 @@ class TextSession(Session):
         loud = request.opcode
         gets = loud in GETS
         if not passes(loud, status) and (gets or status != Status.OUT_OF_MEMORY):
-            refused = status == Status.AUTH_FAILED
-            self.failed(request, Reason.REFUSED if refused else Reason.ERROR, now)
+            self.failed(request, refusal_reason(status), now)
         elif gets and self.choked and status == Status.OK:
             self.failed(request, Reason.OVERLOADED, now)
         else:
