@@ -267,31 +267,41 @@ def back(client: Any) -> None:
     assert time.monotonic() - began < AT_ONCE
 
 
+def stored(client: Any) -> list[Any]:
+    """Nothing is found and nothing fails; what the client makes of stores that are refused."""
+    assert client.get("a") is None
+    assert client.get_many(["a", "b"]) == {}
+    verbs = (client.set, client.add, client.replace, client.append, client.prepend)
+    return [verb("a", b"two") for verb in verbs]
+
+
+def raise_all(client: Any, error: type[Exception]) -> None:
+    """What changes something, and is no store, raises."""
+    for call in (
+        lambda: client.delete("a"),
+        lambda: client.incr("a", 1),
+        lambda: client.decr("a", 1),
+        lambda: client.touch("a", 100),
+        lambda: client.flush_all(),
+    ):
+        with pytest.raises(error, match="temporarily unavailable"):
+            call()
+
+
 def test_pymemcache_without_the_server(
     outage: servers.Outage, make_client: Callable[..., Any]
 ) -> None:
     client = make_client(python_clients.Pymemcache, outage.port)
     assert client.set("a", b"one")
     outage.begin()
-    assert client.get("a") is None
-    assert client.get_many(["a", "b"]) == {}
+    assert all(each is False for each in stored(client))
     assert client.gets("a") == (None, None)
-    for verb in (client.set, client.add, client.replace, client.append, client.prepend):
-        assert verb("a", b"two") is False
     # It knows no NOT_STORED here, which has no token to disagree with.
     with pytest.raises(MemcacheUnknownError, match="NOT_STORED"):
         client.cas("a", b"two", b"1")
     client.quietly("set", "a", b"two")
     assert client.get("a") is None
-    for call in (
-        lambda: client.delete("a"),
-        lambda: client.incr("a", 1),
-        lambda: client.decr("a", 1),
-        lambda: client.touch("a", 100),
-        client.flush_all,
-    ):
-        with pytest.raises(MemcacheError, match="temporarily unavailable"):
-            call()
+    raise_all(client, MemcacheError)
     outage.end()
     back(client)
 
@@ -302,10 +312,7 @@ def test_python_memcached_without_the_server(
     client = make_client(python_clients.PythonMemcached, outage.port)
     assert client.set("a", b"one")
     outage.begin()
-    assert client.get("a") is None
-    assert client.get_many(["a", "b"]) == {}
-    for verb in (client.set, client.add, client.replace, client.append, client.prepend):
-        assert not verb("a", b"two")
+    assert not any(stored(client))
     assert not client.cas("a", b"two", 1)
     assert client.delete("a") is False
     assert not client.touch("a", 100)
@@ -324,20 +331,9 @@ def test_aiomcache_without_the_server(
     client = make_client(python_clients.Aiomcache, outage.port)
     assert client.set("a", b"one")
     outage.begin()
-    assert client.get("a") is None
-    assert client.get_many(["a", "b"]) == {}
+    assert all(each is False for each in stored(client))
     assert client.gets("a") == (None, None)
-    for verb in (client.set, client.add, client.replace, client.append, client.prepend):
-        assert verb("a", b"two") is False
     assert client.cas("a", b"two", 1) is False
-    for call in (
-        lambda: client.delete("a"),
-        lambda: client.incr("a", 1),
-        lambda: client.decr("a", 1),
-        lambda: client.touch("a", 100),
-        lambda: client.flush_all(),
-    ):
-        with pytest.raises(client.error, match="temporarily unavailable"):
-            call()
+    raise_all(client, client.error)
     outage.end()
     back(client)

@@ -87,6 +87,8 @@ class Client(Peer):
         self.most = world.random.choice((1, 4, 16, 40))
         self.manners = world.random.random()
         self._next = 0
+        self._made = 0
+        """Bytes of all that it has made up to say."""
         self._acting = False
         self._buffer = b""
 
@@ -99,6 +101,12 @@ class Client(Peer):
         self.act_soon()
 
     def greet(self) -> None: ...
+
+    def _mark(self, ask: Ask, data: bytes) -> bytes:
+        """Note where in the client's stream `data`, which asks this, will have ended."""
+        self._made += len(data)
+        ask.end = self._made
+        return data
 
     def act_soon(self, delay: float = 0.0) -> None:
         if not self._acting and not self.over:
@@ -343,11 +351,6 @@ class Binary(Client):
         ask.opaque = self._next.to_bytes(4, "big")
         return ask
 
-    def _mark(self, ask: Ask, frame: bytes) -> bytes:
-        self._made = getattr(self, "_made", 0) + len(frame)
-        ask.end = self._made
-        return frame
-
     def speak(self) -> bytes:
         draw = self.world.random.random()
         key = self.key()
@@ -490,9 +493,7 @@ class Text(Client):
     ) -> bytes:
         ask = self.owe(opcode, key, value, quiet)
         ask.words = words
-        self._made = getattr(self, "_made", 0) + len(line)
-        ask.end = self._made
-        return line
+        return self._mark(ask, line)
 
     def speak(self) -> bytes:
         draw = self.world.random.random()
