@@ -398,6 +398,26 @@ def test_without_failover_there_is_a_degraded_reply_at_once(asked: bytes, reply:
     settled(house)
 
 
+@pytest.mark.parametrize("then_down", [(1,), (1, 2)], ids=["one", "all others"])
+def test_P2_what_has_moved_does_not_come_back_behind_what_was_asked_later(
+    then_down: tuple[int, ...],
+) -> None:
+    house, client = opened(3, connections=0)
+    key = house.key_on(0)
+    down(house, 0)
+    client.send(store(key, b"first", 1))
+    house.connect(0)
+    client.send(store(key, b"second", 2))
+    for index in reversed(then_down):
+        down(house, index)
+    house.connect(2)
+    house.serve()
+    stores = [store.items[key][1] if key in store.items else None for store in house.stores]
+    assert stores == [b"second", None, b"first" if then_down == (1,) else None]
+    status = 0 if then_down == (1,) else NOT_STORED
+    assert client.told == [(O.SET, 1, status), (O.SET, 2, 0)]
+
+
 def test_without_failover_other_servers_are_unaffected() -> None:
     house, client = opened(2, failover=False)
     down(house, 0)

@@ -221,15 +221,24 @@ class Session(Answers):
             self.failed(request, Reason.NO_UPSTREAM, now)
 
     def fail_over(self, request: Request, now: float) -> bool:
-        """Send a request to the server that serves its key meanwhile; False where none may."""
+        """Send a request to the server that serves its key meanwhile; False where none may.
+
+        It moves only on in the order of its key, never back: a server before its own in that
+        order may have come back meanwhile, and have been given what was asked later.
+        """
         lane = request.lane
         frame = request.frame
         assert lane is not None
         assert frame is not None
         if not self.tunnel.policy.failover:
             return False
-        for index in self.tunnel.router.order_of(key_of(frame)):
-            if not self.tunnel.servers[index].refusing:
+        servers = self.tunnel.servers
+        order = self.tunnel.router.order_of(key_of(frame))
+        for index in order:
+            if servers[index] is lane.server:
+                break
+        for index in order:
+            if not servers[index].refusing:
                 lane.server.counts.failovers += 1
                 request.lane = self._open_lane(index)
                 request.lane.send(request, now)
