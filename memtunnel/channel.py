@@ -1,9 +1,10 @@
 """What the tunnel and a worker process tell each other, and how: messages over a socket pair.
 
-The tunnel begins with `Begin`. It then asks for a `Reading` once a second and before each
-scrape, and in the end says `Drain`, and `Stop` if that should not take its time. A worker says
-what is to be logged (`Said`), and when it has room for clients and when not (`Room`). When the
-other side is gone, so is the channel.
+The tunnel begins with `Begin`, and says `Reload` when settings have changed. It asks for a
+`Reading` once a second and before each scrape, and in the end says `Drain`, `Finish` if there is
+no reason to wait for clients any more, and `Stop` if it should not take its time at all. A worker
+says what is to be logged (`Said`), and when it has room for clients and when not (`Room`). When
+the other side is gone, so is the channel.
 """
 
 from __future__ import annotations
@@ -46,16 +47,29 @@ pickles(ServerState, _in_parts)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begin:
-    """Serve. The sockets to accept clients from are open already."""
+class Settings:
+    """What a worker is to do: its own part of what is divided among all."""
 
     config: Config
-    """What this worker is to do: its own part of what is divided among all."""
     roots: tuple[bytes, ...] | None
     """The roots to trust, in PEM; None for the system's."""
     max_clients: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begin:
+    """Serve. The sockets to accept clients from are open already."""
+
+    settings: Settings
     sockets: tuple[tuple[int, int], ...]
     """Descriptors of the listening sockets, and their address families."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reload:
+    """Follow other settings from now on."""
+
+    settings: Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +84,14 @@ class Ask:
 @dataclass(frozen=True, kw_only=True)
 class Drain:
     """Serve on until no client is left or the time is up, then end."""
+
+    outlasting: bool = False
+    """Having no client is no reason to end yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """Drain no longer: close the clients that are left, then end."""
 
 
 @dataclass(frozen=True, kw_only=True)

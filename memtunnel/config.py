@@ -15,7 +15,7 @@ import socket
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
@@ -52,7 +52,8 @@ class Config:
     """By `ServerConfig.host`: SHA-256 digests, raw, of the keys that it may have."""
     pool_size: int
     workers: int
-    client_auth: Literal["open", "required"]
+    client_auth: Literal["open", "required", "passthrough"]
+    max_logins: int
     hashing: Literal["ketama", "ketama-weighted", "modula"]
     metrics: str
     """An endpoint description for Twisted."""
@@ -68,6 +69,7 @@ class Config:
     credentials: Credentials | None
     metrics_token: Secret | None
     strip_touch_extras: bool
+    exit_with_pid: int | None
     demo: bool
     check_config: bool
 
@@ -85,7 +87,10 @@ _SERVICE_LINK: Final = re.compile(
 #: The add-on's variables begin with one of these, and are read in this order.
 _ADD_ONS: Final = ("MEMCACHIER", "MEMCACHE")
 _LOGIN: Final = ("username", "password", "password-file")
-_REQUIRED: Final = "--client-auth required"
+#: What is not followed when settings are read again: what is open, and who may be a client.
+FIXED: Final = ("listen", "metrics", "metrics-token", "workers", "client-auth", "allow-remote",
+                "exit-with-pid", "demo")  # fmt: skip
+_LOGIN_FIRST: Final = "--client-auth required or passthrough"
 #: The server that metrics count under what the tunnel answers itself.
 _RESERVED: Final = "local"
 
@@ -348,16 +353,33 @@ class _Reading:
 
     def _check_access(self, listen: Sequence[Endpoint], credentials: Credentials | None) -> None:
         remote = [each.description for each in listen if not each.private]
-        allowed, required = self._value("allow-remote"), self._value("client-auth") == "required"
+        allowed, auth = self._value("allow-remote"), self._value("client-auth")
+        required = auth == "required"
         if remote and not allowed and self._sound("listen", "allow-remote"):
-            words = f"beyond loopback, {_shown(remote[0])} needs --allow-remote and {_REQUIRED}"
+            words = f"beyond loopback, {_shown(remote[0])} needs --allow-remote and {_LOGIN_FIRST}"
             self._mistake(self._place("listen"), words)
-        if allowed and not required and self._sound("client-auth"):
-            self._mistake(self._place("allow-remote"), f"expected {_REQUIRED} with it")
+        if allowed and auth == "open" and self._sound("client-auth"):
+            self._mistake(self._place("allow-remote"), f"expected {_LOGIN_FIRST} with it")
         without_login = credentials is None and not self._value("demo")
         if required and without_login and self._sound(*_LOGIN):
             words = "required needs a login: expected --username and a password"
             self._mistake(self._place("client-auth"), words)
+
+
+def followed(before: Config, after: Config) -> tuple[Config, list[str]]:
+    """What a running tunnel can follow of other settings, and the names of what it cannot."""
+    fixed = list(FIXED)
+    if before.demo:
+        fixed += ["servers", "credentials"]  # its own server's
+    elif before.client_auth == "passthrough" and None in (before.credentials, after.credentials):
+        fixed.append("credentials")  # whether clients need a login of their own hangs on it
+    kept = {name: getattr(before, name) for name in map(_field, fixed)}
+    changed = [
+        f"--{name}"
+        for name in fixed
+        if not before.demo and kept[_field(name)] != getattr(after, _field(name))
+    ]
+    return replace(after, **kept), changed
 
 
 def _field(name: str) -> str:

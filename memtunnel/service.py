@@ -35,6 +35,7 @@ from memtunnel.config import (
     Setting,
     Source,
     describe,
+    followed,
     load,
 )
 from memtunnel.core import mux
@@ -43,9 +44,12 @@ from memtunnel.net.tls import load_roots, words_of
 from memtunnel.net.transports import SendAtOnceReactor
 from memtunnel.net.turn import Turn
 from memtunnel.ops import admin
+from memtunnel.supervisor import READY, STOPPING, Manager, WatchedProcess, reloading
 from memtunnel.worker import Worker
 from memtunnel.workers import Workers
 
+#: Seconds between two looks at whether the tunnel is ready, as long as it is not.
+READY_TICK: Final = 0.1
 #: File descriptors kept for connections to servers, scrapes and files.
 RESERVED_FILES: Final = 64
 
@@ -136,9 +140,12 @@ def makeService(options: Options) -> Service:
     """
     from twisted.internet import reactor
 
-    try:
+    def settings() -> tuple[Config, list[Certificate] | None]:
         config = configuration(options, os.environ)
-        roots = trusted_roots(config)
+        return config, trusted_roots(config)
+
+    try:
+        config, roots = settings()
     except (ConfigError, CannotStart) as mistakes:
         print(f"memtunnel: {mistakes}".replace("\n", "\nmemtunnel: "), file=sys.stderr)
         raise SystemExit(1) from None
@@ -147,7 +154,9 @@ def makeService(options: Options) -> Service:
         raise SystemExit(0)
     foreground = options.parent is None or bool(options.parent.get("nodaemon"))
     keep_monotonic_time(reactor)
-    return TunnelService(config, reactor, roots, foreground=foreground, terminal=_terminal())
+    return TunnelService(
+        config, reactor, roots, settings, foreground=foreground, terminal=_terminal()
+    )
 
 
 def _terminal() -> int | None:
@@ -161,8 +170,9 @@ def _terminal() -> int | None:
 class TunnelService(Service):
     """The running tunnel, which trusts `roots`, or the system's.
 
-    `terminal` is a file descriptor for words on a failure to start, closed once that is over;
-    `foreground` says whether the process may then simply exit.
+    `settings` reads both again, and raises `ConfigError` or `CannotStart`. `terminal` is a file
+    descriptor for words on a failure to start, closed once that is over; `foreground` says whether
+    the process may then simply exit.
     """
 
     name = "memtunnel"
@@ -171,13 +181,17 @@ class TunnelService(Service):
         self,
         config: Config,
         reactor: Any,
-        roots: list[Certificate] | None = None,
+        roots: list[Certificate] | None,
+        settings: Callable[[], tuple[Config, list[Certificate] | None]],
         *,
         foreground: bool = True,
         terminal: int | None = None,
     ) -> None:
         self._config = config
         self._roots = roots
+        self._settings = settings
+        self._manager = Manager(os.environ)
+        self._watched: WatchedProcess | None = None
         self._log = Logger(namespace="memtunnel")
         self._foreground = foreground
         self._reactor = reactor
@@ -210,6 +224,9 @@ class TunnelService(Service):
         self._serving.start()
         # Once more: the reactor takes them for itself when it starts to run.
         self._reactor.callWhenRunning(self._take_signals)
+        if self._manager.listens:
+            until = self._reactor.seconds() + self._config.connect_timeout
+            self._reactor.callWhenRunning(self._announce, until)
 
     def _tell(self, words: str) -> None:
         """Say on the terminal why there is no start."""
@@ -226,6 +243,8 @@ class TunnelService(Service):
         if self._config.demo:
             self._start_demo()
         config = self._config
+        if config.exit_with_pid is not None:
+            self._watch(config.exit_with_pid)
         max_clients = self._raise_file_limit()
         serving: Worker | Workers
         if config.workers == 1:
@@ -254,11 +273,7 @@ class TunnelService(Service):
             servers=", ".join(host_port(each.host, each.port) for each in config.servers),
             metrics=address_of(self._admin_port),
         )
-        if config.verify == "chain":
-            self._log.warn(
-                "--verify chain: the names of certificates are not checked; any server with a "
-                "certificate of the same authority can pass for yours"
-            )
+        self._warn_of_chain()
         # Past Twisted's log, which has taken sys.stdout: this is for a person at a terminal.
         if self._demo is not None and sys.__stdout__ is not None:
             sys.__stdout__.write(self._what_to_try(serving.listeners[0].address))
@@ -276,6 +291,28 @@ class TunnelService(Service):
             credentials=demo.credentials,
         )
         self._roots = load_roots(demo.ca_pem)
+
+    def _watch(self, pid: int) -> None:
+        try:
+            self._watched = WatchedProcess(self._reactor, pid, self._watched_ended)
+        except (OSError, AttributeError) as problem:
+            words = getattr(problem, "strerror", None) or "this system cannot watch processes"
+            raise CannotStart(f"--exit-with-pid {pid}: {words}") from None
+
+    def _warn_of_chain(self) -> None:
+        if self._config.verify == "chain":
+            self._log.warn(
+                "--verify chain: the names of certificates are not checked; any server with a "
+                "certificate of the same authority can pass for yours"
+            )
+
+    def _announce(self, until: float) -> None:
+        """Tell the service manager once clients can be served, or need not wait for that longer."""
+        assert self._serving is not None
+        if self._serving.ready or self._reactor.seconds() >= until:
+            self._manager.tell(READY)
+        elif not self._draining:
+            self._reactor.callLater(READY_TICK, self._announce, until)
 
     def _open(self, reactor: Any, description: str, factory: Any, flag: str) -> Any:
         opened: list[Any] = []
@@ -324,18 +361,46 @@ class TunnelService(Service):
             f"  curl http://{scrape}/metrics\n"
         )
 
-    # Stop
+    # Other settings
+
+    def reload(self) -> None:
+        """Read the settings again, and follow those that can be followed."""
+        if self._draining or self._serving is None:
+            return
+        self._manager.tell(reloading())
+        try:
+            config, roots = self._settings()
+        except (ConfigError, CannotStart) as mistakes:
+            self._serving.not_reloaded()
+            words = in_words(mistakes)
+            self._log.error("settings not reloaded, the former ones go on: {words}", words=words)
+        else:
+            self._follow(config, self._roots if self._config.demo else roots)
+        self._manager.tell(READY)
+
+    def _follow(self, config: Config, roots: list[Certificate] | None) -> None:
+        assert self._serving is not None
+        before = self._config
+        self._config, fixed = followed(before, config)
+        self._roots = roots
+        self._serving.reload(self._config, roots, self._raise_file_limit())
+        servers = ", ".join(host_port(each.host, each.port) for each in self._config.servers)
+        self._log.info("settings reloaded: to {servers}", servers=servers)
+        if before.verify != self._config.verify:
+            self._warn_of_chain()
+        if fixed:
+            self._log.warn("not before a restart: {names}", names=", ".join(fixed))
+
+    # Signals, and the end
 
     def _take_signals(self) -> None:
-        """From here on SIGTERM and SIGINT are ours: Twisted's own end with another exit status."""
-
-        def note(number: int, frame: object) -> None:
-            self._reactor.callFromThread(self.drain)
-
-        signal.signal(signal.SIGTERM, note)
-        signal.signal(signal.SIGINT, note)
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        """From here on these signals are ours: Twisted's own end with another exit status."""
+        for number, call in (
+            (signal.SIGTERM, self.drain),
+            (signal.SIGINT, self.drain),
+            (signal.SIGHUP, self.reload),
+        ):
+            signal.signal(number, lambda *_, call=call: self._reactor.callFromThread(call))
 
     def drain(self) -> None:
         """Stop in order; asked a second time, stop now."""
@@ -343,10 +408,21 @@ class TunnelService(Service):
             self._reactor.stop()
             return
         self._draining = True
-        self._serving.drain().addCallback(lambda _: self._reactor.stop())
+        self._manager.tell(STOPPING)
+        outlasting = self._watched is not None and self._watched.lives
+        self._serving.drain(outlasting=outlasting).addCallback(lambda _: self._reactor.stop())
+
+    def _watched_ended(self) -> None:
+        """Whom the tunnel was there for is gone."""
+        if not self._draining:
+            self.drain()
+        if self._serving is not None:
+            self._serving.finish()
 
     def stopService(self) -> Deferred[Any]:
         """Close everything that is still open."""
+        if self._watched is not None:
+            self._watched.forget()
         super().stopService()  # type: ignore[no-untyped-call]
         things = [self._serving, self._demo]
         closing = [maybeDeferred(thing.stop) for thing in things if thing is not None]

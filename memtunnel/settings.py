@@ -79,9 +79,9 @@ def matching(pattern: str, expected: str) -> Callable[[str], str]:
     return parse
 
 
-def choice(*words: str, caveat: str = "") -> Callable[[str], str]:
+def choice(*words: str) -> Callable[[str], str]:
     """One of a few words."""
-    return matching("|".join(words), " or ".join(words) + caveat)
+    return matching("|".join(words), " or ".join(words))
 
 
 def secret(pattern: str, expected: str) -> Callable[[str], Secret]:
@@ -196,12 +196,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             sentence="Processes that share the listeners and the admin port, to use several cores.",
             caution="Each has a pool of --pool-size; --max-clients and --max-buffer are divided"
             " among them."),
-    Setting(name="client-auth", metavar="open|required", default="open",
-            parse=choice("open", "required",
-                         caveat=" (passthrough is not available in this version)"),
-            sentence="Whether clients must log in; with open they need not, but a login is"
-            " checked.",
-            caution="With open, whoever can connect is the cache's user."),
+    Setting(name="client-auth", metavar="open|required|passthrough", default="open",
+            parse=choice("open", "required", "passthrough"),
+            sentence="Whether clients must log in: with open they need not, but a login is"
+            " checked; with passthrough their own login is used on the servers.",
+            caution="With open, and with passthrough where the tunnel has a login itself, whoever"
+            " can connect is the cache's user."),
+    Setting(name="max-logins", parse=whole(1, 10_000), metavar="N", default="32",
+            sentence="Logins of clients' own that are used at one time with passthrough.",
+            caution="Each has --pool-size connections to each server, in every worker."),
     Setting(name="hashing", parse=choice("ketama", "ketama-weighted", "modula"),
             metavar="ketama|ketama-weighted|modula", default="ketama",
             sentence="How a key finds its server when there are several.",
@@ -242,7 +245,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(name="allow-remote", parse=switch, default="off",
             sentence="Listen beyond loopback.",
             caution="Clients' logins and data cross that network in the clear; it needs"
-            " --client-auth required."),
+            " --client-auth required or passthrough, and with either nobody gets in without a"
+            " login."),
     Setting(name="username", parse=username, metavar="NAME",
             unset="the add-on's, with its servers",
             sentence="The login on the servers.",
@@ -262,6 +266,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             sentence="Leave the flags out of answers to TOUCH, which libmemcached 1.0 stumbles"
             " over for 5 s.",
             caution="Other clients may expect them."),
+    Setting(name="exit-with-pid", parse=whole(1, 4_194_304), metavar="PID",
+            sentence="A process to outlive: SIGTERM is only noted until it ends, or"
+            " --drain-timeout is over; when it ends, so does the tunnel.",
+            caution="Linux only; for the app's process where the platform sends SIGTERM to all."),
     Setting(name="config", parse=path, metavar="FILE", sources=(Source.FLAG, Source.VARIABLE),
             sentence="A TOML file with settings under the same names.",
             caution="An unknown name in it is a mistake."),

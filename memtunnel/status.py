@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from memtunnel import __version__
 from memtunnel.core.budget import Budget
 from memtunnel.net.downstream import Listener
+from memtunnel.net.logins import Logins
 from memtunnel.net.pool import Pool
 from memtunnel.net.upstream import State as UpstreamState
 from memtunnel.ops.metrics import ServerState, State
+from memtunnel.ops.totals import server_together
 
 _SHOWN = tuple(state for state in UpstreamState if state is not UpstreamState.LOST)
 
 
 class Status:
-    """`pools` and `listeners` are the worker's own lists; `seconds` is its clock.
+    """`logins` and `listeners` are the worker's own; `seconds` is its clock.
 
     `failover` says whether one warm server is enough to serve all keys, `verify` what is
     checked of certificates, `max_clients` how many are served at one time.
@@ -27,7 +29,7 @@ class Status:
 
     def __init__(
         self,
-        pools: list[Pool],
+        logins: Logins,
         listeners: list[Listener],
         budget: Budget,
         seconds: Callable[[], float],
@@ -36,21 +38,23 @@ class Status:
         verify: str,
         max_clients: int,
     ) -> None:
-        self._pools = pools
+        self._logins = logins
         self._listeners = listeners
         self._budget = budget
         self._seconds = seconds
-        self._failover = failover
-        self._verify = verify
+        self.failover = failover
+        self.verify = verify
         self._began = seconds()
         self.max_clients = max_clients
         self.draining = False
+        self.reloaded = True
+        """Whether the settings are those that were read last."""
 
     @property
     def ready(self) -> bool:
         """Whether clients can be served."""
-        warm = [pool.is_warm for pool in self._pools]
-        return (any(warm) if self._failover else all(warm)) and not self.draining
+        warm = [pool.is_warm for pool in self._logins.default.pools]
+        return (any(warm) if self.failover else all(warm)) and not self.draining
 
     @property
     def clients(self) -> int:
@@ -59,14 +63,19 @@ class Status:
 
     def state(self) -> State:
         """Everything that is measured when it is asked for."""
+        servers: dict[str, list[ServerState]] = {}
+        for login in self._logins:
+            for pool in login.pools:
+                servers.setdefault(pool.server.name, []).append(self._server(pool))
         return State(
             ready=self.ready,
             draining=self.draining,
             client_paused=sum(listener.paused for listener in self._listeners),
             buffered_bytes=self._budget.used,
             client_connections_max=self.max_clients,
-            config_last_reload_successful=True,
-            servers={pool.server.name: self._server(pool) for pool in self._pools},
+            config_last_reload_successful=self.reloaded
+            and not any(pool.renewing for login in self._logins for pool in login.pools),
+            servers={name: server_together(states, best=True) for name, states in servers.items()},
             clients=self.clients,
             uptime=self._seconds() - self._began,
             pid=os.getpid(),
@@ -87,7 +96,7 @@ class Status:
             tombstones=sum(mux.tombstones for mux in muxes),
             queue_oldest_seconds=0.0 if oldest is None else self._seconds() - oldest,
             breaker_open=server.refusing,
-            verify=self._verify,
+            verify=self.verify,
             tls=None if warm is None else (warm.tls_version, warm.tls_cipher),
             certificate_not_after=(
                 None if certificate is None else certificate.not_valid_after_utc.timestamp()

@@ -25,11 +25,13 @@ from memtunnel import __version__
 from memtunnel.addresses import address_of, host_port
 from memtunnel.config import Config, ServerConfig
 from memtunnel.core.budget import Budget
+from memtunnel.core.cluster import Cluster
 from memtunnel.core.deadlines import LONGEST
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Policy, Tunnel
 from memtunnel.net.downstream import LINGER, Listener
+from memtunnel.net.logins import Logins, Plan
 from memtunnel.net.pool import Pool
 from memtunnel.net.tls import Expectation, make_context
 from memtunnel.net.transports import Resolver, SendAtOnceReactor
@@ -55,6 +57,23 @@ def expectation(config: Config, server: ServerConfig, context: SSL.Context) -> E
         config.tls_names.get(server.host, server.host),
         check_name=config.verify == "full",
         pins=config.tls_pins.get(server.host, ()),
+    )
+
+
+def policy(config: Config) -> Policy:
+    """What clients are told under these settings."""
+    passthrough = config.client_auth == "passthrough"
+    return Policy(
+        credentials=config.credentials,
+        # Beyond this machine nobody is taken for the configured login who did not say so.
+        login_required=config.client_auth == "required"
+        or (passthrough and (config.credentials is None or config.allow_remote)),
+        passthrough=passthrough,
+        errors_on_unavailable=config.on_unavailable == "error",
+        failover=config.failover,
+        max_value_size=config.max_value_size,
+        strip_touch_extras=config.strip_touch_extras,
+        request_timeout=config.request_timeout,
     )
 
 
@@ -87,16 +106,38 @@ class Worker:
         self._log = Logger(namespace="memtunnel")
         self._reactor = reactor
         self._turn = turn
+        self._random = SystemRandom()
+        self._eager = SendAtOnceReactor(reactor, Resolver(reactor))
         self._ports: list[Any] = []
         self._loops: list[LoopingCall] = []
         self._tick_due = float("inf")
         self._drained: Deferred[None] | None = None
+        self._outlasting = False
+        """While draining, whether to serve on though there is no client."""
+        self._closing = False
+        self._close_at = 0.0
+        """When clients are closed, or given up if they are being closed."""
         self.metrics = new_metrics(reactor)
         self.budget = Budget(config.max_buffer)
         self.listeners: list[Listener] = []
-        self.pools: list[Pool] = []
+        self._roots: list[bytes] | None = None
+        self._context: SSL.Context | None = None
+        plan = self._plan(config, roots)
+        cluster = Cluster((), plan.router)
+        self.tunnel = Tunnel(
+            policy(config),
+            cluster,
+            self.budget,
+            self.metrics,
+            self._sweep_later,
+            lambda: describe(self.status.state()),
+            lambda login: self.logins.log_in(login),
+        )
+        self.logins = Logins(
+            config.credentials, cluster, plan, self._pool, config.max_logins, reactor.seconds
+        )
         self.status = Status(
-            self.pools,
+            self.logins,
             self.listeners,
             self.budget,
             reactor.seconds,
@@ -105,64 +146,46 @@ class Worker:
             max_clients=max_clients,
         )
         self.metrics.watch(self.status.state)
-        self._build(roots)
 
-    def _build(self, roots: list[Certificate] | None) -> None:
-        config = self._config
-        eager = SendAtOnceReactor(self._reactor, Resolver(self._reactor))
-        counts = [self.metrics.server(server.name) for server in config.servers]
-        cores = [
-            Server(
-                server.name,
-                index,
-                counts[index],
-                self.budget,
-                host_port(server.host, server.port),
-            )
-            for index, server in enumerate(config.servers)
-        ]
-        policy = Policy(
-            credentials=config.credentials,
-            login_required=config.client_auth == "required",
-            errors_on_unavailable=config.on_unavailable == "error",
-            failover=config.failover,
-            max_value_size=config.max_value_size,
-            strip_touch_extras=config.strip_touch_extras,
-            request_timeout=config.request_timeout,
-        )
-        self.tunnel = Tunnel(
-            policy,
-            cores,
-            router(config.hashing, [server.name for server in config.servers]),
-            self.budget,
-            self.metrics,
-            self._sweep_later,
-            lambda: describe(self.status.state()),
-        )
-        context = make_context(roots)
-        random = SystemRandom()
-        for server, core in zip(config.servers, cores, strict=True):
-            target = Target(
-                host=server.host,
-                port=server.port,
-                expectation=expectation(config, server, context),
-                credentials=config.credentials,
-                connect_timeout=config.connect_timeout,
-                max_value_size=config.max_value_size,
-            )
-            self.pools.append(
-                Pool(
-                    target,
-                    core,
-                    self.tunnel,
-                    counts[core.index],
-                    config.pool_size,
-                    eager,
-                    self._turn,
-                    random,
-                    self._log,
+    def _plan(self, config: Config, roots: list[Certificate] | None) -> Plan:
+        """What to dial under these settings."""
+        trusted = None if roots is None else [root.dumpPEM() for root in roots]
+        if self._context is None or trusted != self._roots:
+            # Else the one that there is: connections that were made with it will do.
+            self._roots, self._context = trusted, make_context(roots)
+        context = self._context
+        return Plan(
+            targets={
+                server.name: Target(
+                    host=server.host,
+                    port=server.port,
+                    expectation=expectation(config, server, context),
+                    credentials=None,
+                    connect_timeout=config.connect_timeout,
+                    max_value_size=config.max_value_size,
+                    only_trust=config.client_auth == "passthrough",
                 )
-            )
+                for server in config.servers
+            },
+            router=router(config.hashing, [server.name for server in config.servers]),
+            pool_size=config.pool_size,
+        )
+
+    def _pool(self, name: str, target: Target, cluster: Cluster, size: int) -> Pool:
+        counts = self.metrics.server(name)
+        address = host_port(target.host, target.port)
+        return Pool(
+            target,
+            Server(name, -1, counts, self.budget, address),
+            cluster,
+            self.tunnel,
+            counts,
+            size,
+            self._eager,
+            self._turn,
+            self._random,
+            self._log,
+        )
 
     def listener(self) -> Listener:
         """The factory for a port that is about to be opened; then it is `serve`d."""
@@ -181,14 +204,18 @@ class Worker:
         # own pace of collecting garbage a request costs 13.2 µs in place of 12.6 (200 clients).
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
-        for pool in self.pools:
-            pool.fill()
+        self.logins.default.fill()
         self._loop(self._tick, TICK)
         self._loop(self._tick_clients, CLIENT_TICK)
 
     def read(self) -> Deferred[Metrics]:
         """What it has counted, and its state."""
         return succeed(self.metrics)
+
+    @property
+    def ready(self) -> bool:
+        """Whether clients can be served."""
+        return self.status.ready
 
     @property
     def responsive(self) -> bool:
@@ -221,8 +248,9 @@ class Worker:
         now = self._reactor.seconds()
         self.metrics.event_loop_lag.observe(max(0.0, now - self._tick_due))
         self._tick_due = now + TICK
-        for pool in self.pools:
+        for pool in self.logins.pools:
             self._guard(pool.tick, now)
+        self._guard(self.logins.tidy, now)
         self.tunnel.flush()
 
     def _tick_clients(self) -> None:
@@ -241,34 +269,66 @@ class Worker:
     def _warn(self, words: str) -> None:
         self._log.warn("{words}", words=words)
 
+    def reload(self, config: Config, roots: list[Certificate] | None, max_clients: int) -> None:
+        """Follow other settings; what is served now goes on.
+
+        Of `config` this is for servers, trust, login, pools, deadlines and bounds: what it says of
+        listeners and of who may be a client does not change while clients are there.
+        """
+        self._config = config
+        self.status.reloaded = True
+        self.tunnel.set_policy(policy(config))
+        self.budget.limit = config.max_buffer
+        self.status.failover = config.failover
+        self.status.verify = config.verify
+        self.status.max_clients = max_clients
+        self.logins.most = config.max_logins
+        sessions = [client.session for one in self.listeners for client in one.clients]
+        self.logins.configure(config.credentials, self._plan(config, roots), sessions)
+        self.tunnel.flush()
+
+    def not_reloaded(self) -> None:
+        """Other settings cannot be read: those that are go on."""
+        self.status.reloaded = False
+
     # Stop
 
-    def drain(self) -> Deferred[None]:
+    def drain(self, *, outlasting: bool = False) -> Deferred[None]:
         """Serve on until no client is left or ``--drain-timeout`` is over, then close the rest.
 
-        What was read is answered. Fires when there is nothing left to do but `stop`.
+        What was read is answered. Fires when there is nothing left to do but `stop`. Where it is
+        `outlasting` somebody who may still come with clients, having none is no reason to end.
         """
         self.status.draining = True
         self._log.info("draining: {clients} clients left", clients=self.status.clients)
         drained = self._drained = Deferred()
-        until = self._reactor.seconds() + self._config.drain_timeout
-        self._drain_step(until, closing=False)
+        self._outlasting = outlasting
+        self._close_at = self._reactor.seconds() + self._config.drain_timeout
+        self._drain_step()
         return drained
 
-    def _drain_step(self, until: float, *, closing: bool) -> None:
+    def finish(self) -> None:
+        """Those who were served are gone: drain no longer, close what is left of them."""
+        self._outlasting = False
+        if not self._closing:
+            self._close_at = self._reactor.seconds()
+
+    def _drain_step(self) -> None:
         now = self._reactor.seconds()
         drained = self._drained
         if drained is None:
             return
-        if not self.status.clients or (closing and now >= until):
+        late = now >= self._close_at
+        if (not self.status.clients and not self._outlasting) or (self._closing and late):
             self._drained = None
             drained.callback(None)
             return
-        if now >= until:
-            closing = True
+        if late:
+            self._closing = True
+            self._outlasting = False
             self._log.info("closing {clients} clients", clients=self.status.clients)
             # Time for the answers to what was read, and for the clients to take them.
-            until = now + self.tunnel.policy.request_timeout + LONGEST + LINGER + 2 * SWEEP
+            self._close_at = now + self.tunnel.policy.request_timeout + LONGEST + LINGER + 2 * SWEEP
             for port in self._ports:
                 port.stopListening()
             self._ports.clear()
@@ -276,7 +336,7 @@ class Worker:
                 for client in list(listener.clients):
                     client.finish()
             self.tunnel.flush()
-        self._reactor.callLater(DRAIN_TICK, self._drain_step, until, closing=closing)
+        self._reactor.callLater(DRAIN_TICK, self._drain_step)
 
     def stop(self) -> Deferred[Any]:
         """Close everything that is still open. Fires when the ports are closed."""
@@ -285,8 +345,7 @@ class Worker:
         for loop in self._loops:
             if loop.running:
                 loop.stop()
-        for pool in self.pools:
-            pool.stop()
+        self.logins.stop()
         for listener in self.listeners:
             for client in list(listener.clients):
                 client.transport.abortConnection()

@@ -16,7 +16,20 @@ from typing import Any, Final, cast
 from twisted.internet.ssl import Certificate
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogBeginner
 
-from memtunnel.channel import Ask, Begin, Channel, Drain, Reading, Room, Said, Stop, attach
+from memtunnel.channel import (
+    Ask,
+    Begin,
+    Channel,
+    Drain,
+    Finish,
+    Reading,
+    Reload,
+    Room,
+    Said,
+    Settings,
+    Stop,
+    attach,
+)
 from memtunnel.net.loop import drive, keep_monotonic_time
 from memtunnel.net.transports import SendAtOnceReactor
 from memtunnel.net.turn import Turn
@@ -45,6 +58,12 @@ def main(arguments: list[str]) -> int:
     os.close(CHANNEL)
     reactor.run(installSignalHandlers=False)
     return 0
+
+
+def _roots(settings: Settings) -> list[Certificate] | None:
+    if settings.roots is None:
+        return None
+    return [Certificate.loadPEM(root) for root in settings.roots]
 
 
 class WorkerProcess:
@@ -82,20 +101,22 @@ class WorkerProcess:
             self._round = message.number
             self._send_reading(worker)
         elif isinstance(message, Drain) and worker is not None:
-            worker.drain().addCallback(self._end)
+            worker.drain(outlasting=message.outlasting).addCallback(self._end)
+        elif isinstance(message, Finish) and worker is not None:
+            worker.finish()
+        elif isinstance(message, Reload) and worker is not None:
+            settings = message.settings
+            worker.reload(settings.config, _roots(settings), settings.max_clients)
+            self._look_for_room()
         elif isinstance(message, Drain | Stop):
             self._end()
 
     def _begin(self, begin: Begin) -> None:
-        roots = begin.roots
+        settings = begin.settings
         turn = Turn(self._reactor)
         drive(self._reactor, turn)
         worker = self._worker = Worker(
-            begin.config,
-            self._reactor,
-            None if roots is None else [Certificate.loadPEM(root) for root in roots],
-            turn,
-            begin.max_clients,
+            settings.config, self._reactor, _roots(settings), turn, settings.max_clients
         )
         own = worker.tunnel.describe
         worker.tunnel.describe = lambda: self._description or own()

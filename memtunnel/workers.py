@@ -25,7 +25,20 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from memtunnel.addresses import address_of
-from memtunnel.channel import Ask, Begin, Channel, Drain, Reading, Room, Said, Stop, attach
+from memtunnel.channel import (
+    Ask,
+    Begin,
+    Channel,
+    Drain,
+    Finish,
+    Reading,
+    Reload,
+    Room,
+    Said,
+    Settings,
+    Stop,
+    attach,
+)
 from memtunnel.config import Config
 from memtunnel.core.pacing import Pacing
 from memtunnel.net.downstream import Refusing
@@ -65,10 +78,9 @@ class Workers:
         max_clients: int,
         environ: Mapping[str, str],
     ) -> None:
-        self._config = config
         self._reactor = reactor
-        self._roots = None if roots is None else tuple(root.dumpPEM() for root in roots)
-        self._max_clients = max_clients
+        self._set(config, roots, max_clients)
+        self._reloaded = True
         # A worker is this very program, wherever it was found.
         self._environ = {**environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._log = Logger(namespace="memtunnel")
@@ -130,20 +142,47 @@ class Workers:
             worker.silent for worker in self._workers.values() if worker.reading is not None
         )
 
-    def drain(self) -> Deferred[None]:
-        """Let each serve on until it has no client, or the time is up.
+    @property
+    def ready(self) -> bool:
+        """Whether clients can be served."""
+        return self._state().ready
+
+    def reload(self, config: Config, roots: list[Certificate] | None, max_clients: int) -> None:
+        """Let all follow other settings; what is served now goes on."""
+        self._set(config, roots, max_clients)
+        self._reloaded = True
+        for worker in self._workers.values():
+            worker.channel.tell(Reload(settings=self._settings(worker.number)))
+
+    def not_reloaded(self) -> None:
+        """Other settings cannot be read: those that are go on."""
+        self._reloaded = False
+
+    def _set(self, config: Config, roots: list[Certificate] | None, max_clients: int) -> None:
+        self._config = config
+        self._roots = None if roots is None else tuple(root.dumpPEM() for root in roots)
+        self._max_clients = max_clients
+
+    def drain(self, *, outlasting: bool = False) -> Deferred[None]:
+        """Let each serve on until it has no client, or the time is up; see `Worker.drain`.
 
         Fires when all have ended.
         """
         drained = self._draining = Deferred()
         for worker in self._workers.values():
-            worker.channel.tell(Drain())
+            worker.channel.tell(Drain(outlasting=outlasting))
         # From then on no worker accepts any more, and nobody should wait for one that does.
         time = self._config.drain_timeout
         self._reactor.callLater(time, self._close_ports)
         self._reactor.callLater(time + self._config.request_timeout + AFTERMATH, self._kill)
         self._tell_the_end()
         return drained
+
+    def finish(self) -> None:
+        """Those who were served are gone: drain no longer, close what is left of them."""
+        for worker in self._workers.values():
+            worker.channel.tell(Finish())
+        self._close_ports()
 
     def stop(self) -> Deferred[Any]:
         """End all now. Fires when they have ended."""
@@ -232,6 +271,7 @@ class Workers:
         return replace(
             together,
             ready=together.ready and self.responsive,
+            config_last_reload_successful=together.config_last_reload_successful and self._reloaded,
             pid=os.getpid(),
             uptime=self._reactor.seconds() - self._began,
         )
@@ -269,18 +309,23 @@ class Workers:
         self._reactor.callLater(self._pacing.not_before - now, self._spawn, number)
 
     def _begin(self, number: int) -> Begin:
-        """What a worker is told first: its part of what is divided."""
-        count = self._config.workers
+        """What a worker is told first."""
         families = [getattr(port, "addressFamily", socket.AF_UNIX) for port in self._ports]
+        return Begin(
+            settings=self._settings(number), sockets=tuple(enumerate(families, CHANNEL + 1))
+        )
+
+    def _settings(self, number: int) -> Settings:
+        """A worker's part of what is divided."""
+        count = self._config.workers
         # What does not divide evenly goes to the first ones.
         more = number <= self._max_clients % count
-        return Begin(
+        return Settings(
             config=replace(
                 self._config, max_buffer=self._config.max_buffer // count, metrics_token=None
             ),
             roots=self._roots,
             max_clients=self._max_clients // count + more,
-            sockets=tuple(enumerate(families, CHANNEL + 1)),
         )
 
     def told(self, worker: WorkerProtocol, message: object) -> None:

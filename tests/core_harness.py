@@ -13,6 +13,7 @@ from typing import Any
 
 from memtunnel.core.binary_session import BinarySession
 from memtunnel.core.budget import Budget
+from memtunnel.core.cluster import Cluster
 from memtunnel.core.mux import Multiplexer
 from memtunnel.core.outcomes import STATUS_WORDS, Distrust
 from memtunnel.core.routing import router
@@ -389,8 +390,7 @@ class House:
         self.stores = [Store(name) for name in names]
         self.tunnel = Tunnel(
             self.policy,
-            self.servers,
-            self.router,
+            Cluster(self.servers, self.router),
             self.budget,
             self.counts,
             self._wake,

@@ -100,6 +100,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         pool_size=2,
         workers=1,
         client_auth="open",
+        max_logins=32,
         hashing="ketama",
         metrics="tcp:9152:interface=127.0.0.1",
         request_timeout=0.4,
@@ -114,6 +115,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         credentials=None,
         metrics_token=None,
         strip_touch_extras=False,
+        exit_with_pid=None,
         demo=False,
         check_config=False,
     )
@@ -367,7 +369,8 @@ def test_a_bad_value_is_told_with_its_flag_and_what_was_expected(name: str, valu
         ({"config": "f"}, {}, {"f": "config = 'g'"}, "config in f: cannot be set here"),
         ({"pool-size": True}, {}, {}, "--pool-size: expected a whole"),
         ({"pool-size": ["1", "2"]}, {}, {}, "--pool-size: expected only one value"),
-        ({"client-auth": "passthrough"}, {}, {}, "--client-auth: expected open or required (pas"),
+        ({"client-auth": "pass"}, {}, {}, "--client-auth: expected open or required or passthr"),
+        ({"exit-with-pid": "0"}, {}, {}, "--exit-with-pid: expected a whole number from 1 to"),
         ({"max-buffer": "1MiB", "max-value-size": "2MiB"}, {}, {}, "--max-buffer: expected at l"),
         ({"max-buffer": "3MiB", "workers": "4"}, {}, {}, "--max-buffer: expected at least --max"),
         ({"max-clients": "3", "workers": "4"}, {}, {}, "--max-clients: expected at least as many"),
@@ -379,11 +382,6 @@ def test_a_mistake_names_the_setting_as_it_was_written(
     assert only_mistake({"server": ["one"], **flags}, environ, files).startswith(beginning)
 
 
-def test_passthrough_is_said_to_be_missing_from_this_version() -> None:
-    mistake = only_mistake({"server": ["one"], "client-auth": "passthrough"})
-    assert "passthrough is not available in this version" in mistake
-
-
 # Unknown names
 
 
@@ -392,7 +390,7 @@ def test_passthrough_is_said_to_be_missing_from_this_version() -> None:
     [
         ({"pool-sise": "1"}, {}, {}, "--pool-sise: unknown: did you mean --pool-size?"),
         ({"slow-ms": "2"}, {}, {}, "--slow-ms: unknown"),
-        ({"exit-with-pid": "2"}, {}, {}, "--exit-with-pid: unknown"),
+        ({"exit-on-pid": "2"}, {}, {}, "--exit-on-pid: unknown"),
         ({"log-format": "text"}, {}, {}, "--log-format: unknown"),
         (
             {},
@@ -558,7 +556,7 @@ def test_endpoints_beyond_loopback_need_permission_and_login(text: str, descript
     login = {"MEMTUNNEL_USERNAME": "user", "MEMTUNNEL_PASSWORD": CANARY}
     refused = only_mistake({"server": ["one"], "listen": ["127.0.0.1:9", text]}, login)
     assert refused.startswith("--listen: beyond loopback, ")
-    assert "--allow-remote and --client-auth required" in refused
+    assert "--allow-remote and --client-auth required or passthrough" in refused
     allowed: Flags = {"listen": [text], "allow-remote": True, "client-auth": "required"}
     assert one(allowed, **login).listen == (description,)
     # The admin port serves only health there, so it needs neither.
@@ -567,8 +565,9 @@ def test_endpoints_beyond_loopback_need_permission_and_login(text: str, descript
 
 def test_remote_access_needs_the_login_of_clients() -> None:
     mistake = only_mistake({"demo": True, "allow-remote": True})
-    assert mistake == "--allow-remote: expected --client-auth required with it"
+    assert mistake == "--allow-remote: expected --client-auth required or passthrough with it"
     read({"demo": True, "allow-remote": True, "client-auth": "required"})
+    read({"server": ["one"], "allow-remote": True, "client-auth": "passthrough"})
 
 
 def test_the_login_of_clients_needs_a_login() -> None:
@@ -1078,6 +1077,7 @@ def test_description() -> None:
         "pool-size = 2",
         "workers = 1",
         'client-auth = "open"',
+        "max-logins = 32",
         'hashing = "ketama"',
         'metrics = "tcp:9152:interface=127.0.0.1"',
         "request-timeout = 1.0",
@@ -1093,6 +1093,7 @@ def test_description() -> None:
         "# password = ***",
         "# metrics-token is not set",
         "strip-touch-extras = false",
+        "# exit-with-pid is not set",
         "demo = false",
     ]
 

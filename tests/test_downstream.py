@@ -13,6 +13,7 @@ from memory import Network, Transport
 
 from memtunnel.core.answers import CHOKED_BYTES, FULL_BYTES, FULL_REQUESTS
 from memtunnel.core.budget import Budget
+from memtunnel.core.cluster import Cluster
 from memtunnel.core.mux import Multiplexer
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
@@ -49,8 +50,7 @@ class Bench:
         self.server.add(self.mux, self.network.seconds())
         self.tunnel = Tunnel(
             Policy(),
-            [self.server],
-            router("modula", ["mc"]),
+            Cluster([self.server], router("modula", ["mc"])),
             self.budget,
             self.metrics,
             lambda: None,

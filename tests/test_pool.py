@@ -12,6 +12,7 @@ from memory import Dial, Network, Peer, Transport
 from twisted.logger import LogEvent, Logger, formatEvent
 
 from memtunnel.core.budget import Budget
+from memtunnel.core.cluster import Cluster
 from memtunnel.core.outcomes import Lost
 from memtunnel.core.request import Request
 from memtunnel.core.routing import router
@@ -71,7 +72,7 @@ class Bench:
         self.server = Server("mc", 0, self.counts, budget)
         policy = Policy(credentials=CREDENTIALS)
         self.tunnel = Tunnel(
-            policy, [self.server], router("modula", ["mc"]), budget, metrics, lambda: None
+            policy, Cluster([self.server], router("modula", ["mc"])), budget, metrics, lambda: None
         )
         target = Target(
             host="localhost",
@@ -84,6 +85,7 @@ class Bench:
         self.pool = Pool(
             target,
             self.server,
+            self.tunnel.cluster,
             self.tunnel,
             self.counts,
             size,

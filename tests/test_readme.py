@@ -64,7 +64,7 @@ def words_table() -> str:
         "`state`": in_use,
         "`phase`": PHASES,
         "`mode`": ["full", "chain"],
-        "`result` of client logins": ["ok", "refused"],
+        "`result` of client logins": ["ok", "refused", "unjudged", "too_many"],
         "`reason` of rejected clients": counted("net/downstream.py", "_reject"),
         "`reason` of protocol errors": [
             *counted("core/binary_session.py", "_protocol_error"),

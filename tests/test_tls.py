@@ -24,6 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
 from memtunnel.core.budget import Budget
+from memtunnel.core.cluster import Cluster
 from memtunnel.core.outcomes import Lost
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
@@ -128,7 +129,9 @@ async def dial(recorder: Recorder, expectation: Expectation) -> tuple[str, str]:
     counts = metrics.server("mc")
     budget = Budget(1 << 20)
     server = Server("mc", 0, counts, budget)
-    tunnel = Tunnel(Policy(), [server], router("modula", ["mc"]), budget, metrics, lambda: None)
+    tunnel = Tunnel(
+        Policy(), Cluster([server], router("modula", ["mc"])), budget, metrics, lambda: None
+    )
     keeper = Keeper()
     target = Target(
         host="127.0.0.1",

@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -19,6 +20,7 @@ from twisted.logger import Logger, globalLogPublisher, textFileLogObserver
 from memtunnel.config import load
 from memtunnel.core.breaker import PROBE_INTERVAL, TIMEOUTS_IN_A_ROW
 from memtunnel.core.budget import Budget
+from memtunnel.core.cluster import Cluster
 from memtunnel.core.outcomes import Lost, Reason
 from memtunnel.core.request import Request
 from memtunnel.core.routing import router
@@ -102,7 +104,11 @@ class Bench:
         self.server = Server("mc", 0, self.counts, budget)
         self.policy = Policy(credentials=credentials)
         self.tunnel = Tunnel(
-            self.policy, [self.server], router("modula", ["mc"]), budget, self.metrics, lambda: None
+            self.policy,
+            Cluster([self.server], router("modula", ["mc"])),
+            budget,
+            self.metrics,
+            lambda: None,
         )
         self.keeper = Keeper()
         self.target = Target(
@@ -319,7 +325,9 @@ def test_the_name_is_checked_again_after_openssl(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(bench.upstream._handshake), "_opinion", lambda *_: True, raising=True)
-    bench.target.expectation.name = "mc1.example.com"
+    bench.upstream._handshake._expectation = replace(
+        bench.target.expectation, name="mc1.example.com"
+    )
     bench.dial()
     bench.accept()
     bench.shake_hands()
@@ -705,6 +713,7 @@ def test_p7_the_password_is_shown_nowhere(bench: Bench) -> None:
         pool = Pool(
             bench.target,
             bench.server,
+            bench.tunnel.cluster,
             bench.tunnel,
             bench.counts,
             2,

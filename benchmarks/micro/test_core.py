@@ -15,6 +15,7 @@ import pytest
 
 from memtunnel.core.binary_session import BinarySession
 from memtunnel.core.budget import Budget
+from memtunnel.core.cluster import Cluster
 from memtunnel.core.mux import Multiplexer
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
@@ -65,7 +66,7 @@ class House:
         server = Server("server", 0, metrics.server("server"), budget)
         policy = Policy()
         self.tunnel = Tunnel(
-            policy, [server], router("ketama", ["server"]), budget, metrics, lambda: None
+            policy, Cluster([server], router("ketama", ["server"])), budget, metrics, lambda: None
         )
         self.first = 1
         self.mux = Multiplexer(self.first, lambda: None, policy.max_value_size)

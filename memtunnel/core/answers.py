@@ -45,7 +45,8 @@ class Client(Protocol):
         """Something has changed for a client that does not read, is not read from, or is done."""
 
     def notice(self, what: str) -> None:
-        """The client did what its owner should hear of: ``login_refused``."""
+        """The client did what its owner should hear of: ``login_refused``,
+        ``passed_login_refused`` or ``max_logins``."""
 
 
 class ListenerCounts(Protocol):

@@ -40,6 +40,7 @@ from memtunnel.wire.binary import request as request_frame
 _BEFORE_LOGIN: Final = frozenset(
     (Opcode.SASL_LIST, Opcode.SASL_AUTH, Opcode.SASL_STEP, Opcode.VERSION)
 )
+_AUTHENTICATED: Final = b"Authenticated"
 
 
 def _nothing(now: float) -> None:
@@ -108,6 +109,11 @@ class BinarySession(Session):
                 shapes = _KEYED if self._trusted else _NONE_KEYED
                 if after is None or self.finishing:
                     end = position
+                    break
+                if self.pending is not None:
+                    self._hold(data[after:])
+                    self._held_at = now
+                    position = end
                     break
                 position = start = after
                 continue
@@ -248,20 +254,30 @@ class BinarySession(Session):
             self.finish()
 
     def _log_in(self, opaque: bytes, frame: bytes, now: float) -> None:
-        credentials = self.tunnel.policy.credentials
+        policy = self.tunnel.policy
+        credentials = policy.credentials
         (parsed,), _ = split(frame)
-        right = credentials is None or (
-            parsed.key.upper() == sasl.MECHANISM and credentials.verify(parsed.value)
-        )
+        plain = parsed.key.upper() == sasl.MECHANISM
+        if policy.passthrough:
+            login = sasl.Credentials.of_message(parsed.value) if plain else None
+            self._pass_on(login, opaque, now)
+            return
+        right = credentials is None or (plain and credentials.verify(parsed.value))
         if not right:
             self._refuse_login(Opcode.SASL_AUTH, opaque, now)
             return
         self._judge(True)
-        self._reply(Opcode.SASL_AUTH, opaque, Status.OK, now, value=b"Authenticated")
+        self._reply(Opcode.SASL_AUTH, opaque, Status.OK, now, value=_AUTHENTICATED)
 
     def _refuse_login(self, opcode: int, opaque: bytes, now: float) -> None:
         self._judge(False)
+        self.client.notice("login_refused")
         self._reply(opcode, opaque, Status.AUTH_FAILED, now)
+
+    def _login_told(self, right: bool, slot: Request) -> bytes:
+        if right:
+            return answer(Opcode.SASL_AUTH, slot.opaque, value=_AUTHENTICATED)
+        return refusal(Opcode.SASL_AUTH, slot.opaque, Status.AUTH_FAILED)
 
     def _reply(
         self, opcode: int, opaque: bytes, status: int, now: float, *, value: bytes = b""

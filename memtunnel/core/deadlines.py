@@ -27,7 +27,7 @@ class Deadlines:
     there is something to watch and there was nothing before.
     """
 
-    __slots__ = ("_expire", "_late", "_queue", "_sequence", "_timeout", "_wake")
+    __slots__ = ("_expire", "_late", "_queue", "_sequence", "_wake", "timeout")
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Deadlines:
         expire: Callable[[Request, float], None],
         wake: Callable[[], None],
     ) -> None:
-        self._timeout = timeout
+        self.timeout = timeout
         self._expire = expire
         self._wake = wake
         self._queue: deque[tuple[float, list[Request]]] = deque()
@@ -61,12 +61,12 @@ class Deadlines:
 
     def due(self, request: Request) -> float:
         """When a request has to be answered."""
-        return request.arrived + self._timeout + min(request.size / RATE, LONGEST)
+        return request.arrived + self.timeout + min(request.size / RATE, LONGEST)
 
     def sweep(self, now: float) -> None:
         """Expire what is late, forget what is settled."""
         queue = self._queue
-        base = now - self._timeout
+        base = now - self.timeout
         while queue:
             arrived, requests = queue[0]
             pending = [request for request in requests if request.answer is None]

@@ -37,8 +37,8 @@ class ServerCounts(Protocol):
 
 
 class Server:
-    """`name` is its name in the ring, `index` its place in the configuration, `address` where it
-    is dialled, as ``HOST:PORT``.
+    """`name` is its name in the ring, `index` its place in its cluster, -1 once it is none of its
+    servers any more; `address` is where it is dialled, as ``HOST:PORT``.
     """
 
     __slots__ = (
@@ -100,6 +100,10 @@ class Server:
         mux.draining = True
         if mux in self.connections:
             self.connections.remove(mux)
+
+    def withdraw(self, now: float) -> None:
+        """Take no requests any more: it is none of its cluster's servers now."""
+        self._open(now)
 
     def lose(self, mux: Multiplexer, now: float) -> None:
         """A connection is gone: move what was never written, read once more what only reads."""

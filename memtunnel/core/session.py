@@ -9,16 +9,18 @@ client's lane to it, or to all servers. What the client is owed, and in which or
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from memtunnel.core.answers import FULL_REQUESTS, HIT, Answers, Client, ListenerCounts
+from memtunnel.core.cluster import Cluster, Verdict
 from memtunnel.core.gather import FlushGather, Gather, StatGather, TooLargeGather
 from memtunnel.core.intake import Intake
 from memtunnel.core.lane import Lane
-from memtunnel.core.outcomes import Reason
-from memtunnel.core.request import Request
-from memtunnel.wire.binary import HEADER_LENGTH, LOUD, READS, Opcode, key_of
+from memtunnel.core.outcomes import Reason, status_index
+from memtunnel.core.request import Owner, Request
+from memtunnel.wire.binary import HEADER_LENGTH, LOUD, READS, Opcode, Status, key_of
 from memtunnel.wire.binary import request as request_frame
+from memtunnel.wire.sasl import Credentials
 
 if TYPE_CHECKING:
     from memtunnel.core.tunnel import Tunnel
@@ -41,14 +43,20 @@ class Session(Answers):
         "_lanes",
         "_trusted",
         "awaits_more",
+        "cluster",
         "held",
         "intake",
+        "pending",
     )
 
     def __init__(self, tunnel: Tunnel, counts: ListenerCounts, client: Client) -> None:
         super().__init__(tunnel, counts, client)
-        self._lanes: list[Lane | None] = [None] * len(tunnel.servers)
+        self.cluster = tunnel.cluster
+        self.cluster.clients += 1
+        self._lanes: list[Lane | None] = [None] * len(self.cluster.servers)
         self._trusted = not tunnel.policy.login_required
+        self.pending: Request | None = None
+        """The client's login that no server has judged yet; nothing else is taken meanwhile."""
         self.intake = Intake(tunnel.budget)
         self.held = b""
         """Requests that wait for the next turn."""
@@ -67,7 +75,7 @@ class Session(Answers):
         self._counts.received_bytes += len(data)
         if self.finishing:
             return False
-        if self.held:
+        if self.held or self.pending is not None:
             self._hold(data)
             return True
         intake = self.intake
@@ -80,8 +88,14 @@ class Session(Answers):
             or intake.since > 0.0
             or self.awaits_more
             or len(self.held) > 0
+            or self.pending is not None
             or self.owed_bytes >= FULL_REQUESTS * HEADER_LENGTH
         )
+
+    @property
+    def full(self) -> bool:
+        """Whether the client should not be read from now."""
+        return self.pending is not None or super().full
 
     def go_on(self, now: float, *, anew: bool = False) -> None:
         """Take what was held back; its time is that of its read, or `now` if it counts `anew`."""
@@ -100,6 +114,8 @@ class Session(Answers):
 
     def lose(self, now: float) -> None:
         """The client has left."""
+        self.cluster.waiting.pop(self, None)
+        self.cluster.clients -= 1
         self.intake.clear()
         self._take_held()
         self._forget(now)
@@ -133,15 +149,81 @@ class Session(Answers):
             self.intake.skip(stop - end, position, now, then)
         return end
 
-    def _judge(self, right: bool) -> None:
-        """The client has tried to log in. After a wrong login nothing else is taken."""
+    def _judge(self, right: bool, result: str = "") -> None:
+        """The client has tried to log in. After a wrong login nothing else is taken.
+
+        `result` is for the metric, where that is not ``ok`` or ``refused``.
+        """
         self._trusted = right
-        word = "ok" if right else "refused"
-        self._counts.logins[word] = self._counts.logins.get(word, 0) + 1
+        result = result or ("ok" if right else "refused")
+        self._counts.logins[result] = self._counts.logins.get(result, 0) + 1
+
+    def _pass_on(self, login: Credentials | None, opaque: bytes, now: float) -> None:
+        """Use a client's own login upstream, if it can be one, and tell what comes of it."""
+        slot = self._slot(Opcode.SASL_AUTH, opaque, now)
+        cluster = None if login is None else self.tunnel.log_in(login)
+        if cluster is None:
+            self._settle_login(slot, False, "refused" if login is None else "too_many", now)
+            return
+        self._join(cluster)
+        if cluster.verdict is Verdict.NONE:
+            slot.owner = cast(Owner, self)  # what is missing here, every client's protocol has
+            self.pending = slot
+            cluster.waiting[self] = None
+            self.tunnel.deadlines.add(now, [slot])
+        else:
+            self._settle_login(slot, cluster.verdict is Verdict.ACCEPTED, "", now)
+
+    def judged(self, right: bool, now: float) -> None:
+        """A server has judged the login, for the first time."""
+        if self.pending is not None:
+            slot, self.pending = self.pending, None
+            self._settle_login(slot, right, "", now)
+        elif not right:
+            self._judge(False)
+            self.client.notice("passed_login_refused")
+
+    def failed(self, request: Request, reason: Reason, now: float) -> None:
+        if request is not self.pending:
+            super().failed(request, reason, now)
+            return
+        # Until there is a verdict there are degraded replies: the tunnel's trouble is no refusal.
+        self.pending = None
+        self.tunnel.counts.degraded(request.opcode, reason)
+        self._settle_login(request, True, "unjudged", now)
+
+    def _settle_login(self, slot: Request, right: bool, result: str, now: float) -> None:
+        """Tell the verdict on a login that is used upstream; a refused client is closed."""
+        self._judge(right, result)
+        status = Status.OK if right else Status.AUTH_FAILED
+        self._settle(slot, self._login_told(right, slot), status_index(status), now)
         if not right:
-            self.client.notice("login_refused")
+            self.client.notice("max_logins" if result == "too_many" else "passed_login_refused")
+            self._take_held()
+            self.finish()
+
+    def _login_told(self, right: bool, slot: Request) -> bytes:
+        """What the client's protocol says of a login."""
+        raise NotImplementedError
 
     # Where requests go
+
+    def _join(self, cluster: Cluster) -> None:
+        """Send what comes from now on to these servers."""
+        self.cluster.clients -= 1
+        self.cluster = cluster
+        cluster.clients += 1
+        self._lanes = [None] * len(cluster.servers)
+        self._lanes_changed()
+
+    def follow(self) -> None:
+        """The servers have changed: keep the lanes to those that stay."""
+        lanes = {lane.server: lane for lane in self._lanes if lane is not None}
+        self._lanes = [lanes.get(server) for server in self.cluster.servers]
+        self._lanes_changed()
+
+    def _lanes_changed(self) -> None:
+        """The lanes are others than before."""
 
     def _send(self, lane: Lane, requests: list[Request], size: int, now: float) -> None:
         """Send requests of `size` bytes together, which are owed from now on."""
@@ -154,13 +236,13 @@ class Session(Answers):
 
     def _lane_of(self, key: bytes) -> Lane:
         lanes = self._lanes
-        index = self.tunnel.router.server_of(key) if len(lanes) > 1 else 0
+        index = self.cluster.router.server_of(key) if len(lanes) > 1 else 0
         return lanes[index] or self._open_lane(index)
 
     def _open_lane(self, index: int) -> Lane:
         lane = self._lanes[index]
         if lane is None:
-            lane = self._lanes[index] = Lane(self.tunnel.servers[index])
+            lane = self._lanes[index] = Lane(self.cluster.servers[index])
         return lane
 
     def _settle_new(
@@ -176,7 +258,7 @@ class Session(Answers):
     def _ask_all(self, slot: Request, frame: bytes, now: float, batch: list[Request]) -> None:
         """Send STAT or FLUSH, in its loud form, to all servers; `slot` is what it was asked for."""
         loud = LOUD[slot.opcode]
-        servers = self.tunnel.servers
+        servers = self.cluster.servers
         kind = StatGather if loud == Opcode.STAT else FlushGather
         gather = kind(self, slot, [server.address for server in servers])
         for place, server in enumerate(servers):
@@ -230,15 +312,13 @@ class Session(Answers):
         frame = request.frame
         assert lane is not None
         assert frame is not None
-        if not self.tunnel.policy.failover:
+        place = lane.server.index
+        order = self.cluster.router.order_of(key_of(frame))
+        if place >= 0 and not (self.tunnel.policy.failover and place in order):
             return False
-        servers = self.tunnel.servers
-        order = self.tunnel.router.order_of(key_of(frame))
-        for index in order:
-            if servers[index] is lane.server:
-                break
-        for index in order:
-            if not servers[index].refusing:
+        # After a server that is none of them any more come all.
+        for index in order:  # what comes after `place`: looking for that has taken it off
+            if not self.cluster.servers[index].refusing:
                 lane.server.counts.failovers += 1
                 request.lane = self._open_lane(index)
                 request.lane.send(request, now)

@@ -36,6 +36,7 @@ from memtunnel.wire.command import (
     Version,
 )
 from memtunnel.wire.numbers import is_meant_as_number, unsigned
+from memtunnel.wire.sasl import Credentials
 from memtunnel.wire.text import parse, parse_long, words_of
 
 if TYPE_CHECKING:
@@ -74,10 +75,15 @@ class TextSession(Session):
         """The requests of this read."""
         # What goes to one lane goes there together: requests of so many bytes, not sent yet.
         self._lane: Lane | None = None
-        self._only = self._open_lane(0) if len(tunnel.servers) == 1 else None
+        self._only: Lane | None
         """The lane to the only server."""
+        self._lanes_changed()
         self._run: list[Request] = []
         self._run_bytes = 0
+
+    def _lanes_changed(self) -> None:
+        self._only = self._open_lane(0) if len(self._lanes) == 1 else None
+        self._lane = None
 
     # Input
 
@@ -123,7 +129,12 @@ class TextSession(Session):
                     break
                 if behind:
                     position = behind
-                    continue
+                    if self.pending is None:
+                        continue
+                    if position < len(data):
+                        self._hold(data[position:])
+                        self._held_at = now
+                    break
             if line.startswith(b"get ") and _ONE_KEY(line, 4):
                 # What most lines are: by the way of all others it takes 0.9 µs more.
                 key = line[4:]
@@ -318,7 +329,9 @@ class TextSession(Session):
         there yet. MemCachier's clients set the password under the user's name, memcached's both
         of them under any key. Without a login, where one is due, nothing else is taken.
         """
-        credentials = self.tunnel.policy.credentials
+        policy = self.tunnel.policy
+        credentials = policy.credentials
+        any_will_do = credentials is None and not policy.passthrough
         words = words_of(line)
         size = unsigned(words[4]) if len(words) > 4 and words[0] == b"set" else None
         mine = b"" if credentials is None else credentials.username.encode()
@@ -333,7 +346,7 @@ class TextSession(Session):
             return after
         stop = after + size + 2
         if size > LONGEST_LOGIN:
-            judge = partial(self._judge_login, credentials is None)
+            judge = partial(self._judge_login, any_will_do)
             return self._past(data, position, stop, now, judge)
         if stop > len(data):
             if self.intake.keep(data, position, stop - position, now):
@@ -349,7 +362,12 @@ class TextSession(Session):
             return 0
         if data[stop - 2 : stop] != b"\r\n":
             self._judge(False)
+            self.client.notice("login_refused")
             self._say(_LOGIN_ENDED_BADLY, Opcode.SASL_AUTH, Status.INVALID, now)
+        elif policy.passthrough:
+            name, blank, secret = both.partition(b" ")
+            given = (name, secret.lstrip(b" ")) if blank else (words[1], block)
+            self._pass_on(Credentials.given(*given), _NO_OPAQUE, now)
         else:
             right = (
                 credentials is None
@@ -359,13 +377,19 @@ class TextSession(Session):
             self._judge_login(right, now)
         return stop
 
+    def _login_told(self, right: bool, slot: Request) -> bytes:
+        return _STORED if right else _LOGIN_FAILED
+
+    def _judge(self, right: bool, result: str = "") -> None:
+        super()._judge(right, result)
+        self._may_log_in = not right
+
     def _judge_login(self, right: bool, now: float) -> None:
         self._judge(right)
-        self._may_log_in = not right
-        if right:
-            self._say(_STORED, Opcode.SASL_AUTH, Status.OK, now)
-        else:
-            self._say(_LOGIN_FAILED, Opcode.SASL_AUTH, Status.AUTH_FAILED, now)
+        if not right:
+            self.client.notice("login_refused")
+        status = Status.OK if right else Status.AUTH_FAILED
+        self._say(_STORED if right else _LOGIN_FAILED, Opcode.SASL_AUTH, status, now)
 
     # Answers
 

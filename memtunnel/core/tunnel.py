@@ -1,4 +1,4 @@
-"""What all sessions share: the servers, the policy, the bounds, and who has something to write."""
+"""What all sessions share: the policy, the bounds, and who has something to write."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from memtunnel.core.budget import Budget
+from memtunnel.core.cluster import Cluster
 from memtunnel.core.deadlines import Deadlines
+from memtunnel.core.outcomes import Reason
 from memtunnel.core.request import Request
-from memtunnel.core.routing import Router
-from memtunnel.core.server import Server, ServerCounts
+from memtunnel.core.server import ServerCounts
 from memtunnel.wire.binary import BODYLESS, Opcode
 from memtunnel.wire.sasl import Credentials
 
@@ -27,6 +28,8 @@ class Policy:
 
     credentials: Credentials | None = None
     login_required: bool = False
+    passthrough: bool = False
+    """A client's login is not compared with `credentials`, but used upstream."""
     errors_on_unavailable: bool = False
     failover: bool = True
     max_value_size: int = 1024 * 1024
@@ -48,43 +51,50 @@ class TunnelCounts(Protocol):
 class Tunnel:
     """Built once, handed to every session.
 
+    `cluster` is that of clients without a login of their own, or with the configured one.
     `wake` is called when `sweep` has something to watch and had nothing before. `describe`
-    returns the names and values of ``STAT memtunnel``.
+    returns the names and values of ``STAT memtunnel``; `log_in` the cluster of a client's own
+    login, or None where there are too many.
     """
 
     __slots__ = (
         "bodyless",
         "budget",
+        "cluster",
         "counts",
         "deadlines",
         "describe",
+        "log_in",
         "policy",
         "ready",
-        "router",
-        "servers",
         "version",
     )
 
     def __init__(
         self,
         policy: Policy,
-        servers: list[Server],
-        router: Router,
+        cluster: Cluster,
         budget: Budget,
         counts: TunnelCounts,
         wake: Callable[[], None],
         describe: Callable[[], Iterable[tuple[str, str]]] = tuple,
+        log_in: Callable[[Credentials], Cluster | None] = lambda login: None,
     ) -> None:
-        self.policy = policy
-        self.servers = servers
-        self.router = router
+        self.cluster = cluster
         self.budget = budget
         self.counts = counts
         self.describe = describe
+        self.log_in = log_in
         self.deadlines = Deadlines(policy.request_timeout, self._expire, wake)
         self.version = FIRST_VERSION
         self.ready: list[Answers] = []
         """Those who have something to write, or to close, at the end of this event."""
+        self.set_policy(policy)
+
+    def set_policy(self, policy: Policy) -> None:
+        """Follow other settings from now on."""
+        self.policy = policy
+        self.deadlines.timeout = policy.request_timeout
         self.bodyless = BODYLESS | {Opcode.TOUCH} if policy.strip_touch_extras else BODYLESS
         """Loud opcodes whose success is passed on without a body."""
 
@@ -102,6 +112,7 @@ class Tunnel:
         return bool(self.deadlines)
 
     def _expire(self, request: Request, now: float) -> None:
-        lane = request.lane
-        assert lane is not None
-        lane.server.expire(request, now)
+        if request.lane is not None:
+            request.lane.server.expire(request, now)
+        elif request.owner is not None:
+            request.owner.failed(request, Reason.TIMEOUT, now)

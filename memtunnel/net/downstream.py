@@ -38,6 +38,8 @@ REMINDER: Final = 60.0
 #: What clients do wrong that only their owner can mend.
 _NOTICES: Final = {
     "login_refused": "a client's login was refused: it is not the one that the tunnel was given",
+    "passed_login_refused": "a client's login was refused by the servers",
+    "max_logins": "a client's login was refused: --max-logins is reached",
     "max_clients": "a client was refused: --max-clients is reached",
 }
 
@@ -77,8 +79,8 @@ class Downstream(Protocol):
         """Whether the tunnel stops."""
         self._waiting = False
         """Whether frames are held back for the next turn."""
-        self._does_not_read = False
-        """Whether they are held back because the client does not read, not for others' turn."""
+        self._counts_anew = False
+        """Whether they are held back because of the client itself, not for others' turn."""
         self._closing = False
         """Whether our side is closed, or will be once all is written."""
         self._linger: Any = None
@@ -212,7 +214,8 @@ class Downstream(Protocol):
     def _go_on(self) -> None:
         """Take held frames in the next turn, and read again, once the session has room."""
         if self.session.full:
-            self._does_not_read = self._does_not_read or self.session.unread > 0
+            own = self.session.unread > 0 or self.session.pending is not None
+            self._counts_anew = self._counts_anew or own
         elif not self._waiting:
             self._waiting = True
             self._turn.at_end(self._take_turn)
@@ -226,9 +229,10 @@ class Downstream(Protocol):
             self._go_on()  # notes why; the next flush comes back here
             return
         if session.held:
-            # A client that does not read has itself to blame for the wait.
-            session.go_on(self._seconds(), anew=self._does_not_read)
-            self._does_not_read = False
+            # A client that does not read has itself to blame for the wait, and one that sends
+            # on before it is logged in has no answer to wait for yet.
+            session.go_on(self._seconds(), anew=self._counts_anew)
+            self._counts_anew = False
         if session.held:
             self._go_on()
         elif session.paused and not session.full:

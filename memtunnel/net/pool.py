@@ -1,8 +1,8 @@
 """The connections to one server with one login: how many there are, and when to dial.
 
 A pool keeps `size` of them warm from the start, replaces those that are lost and, make before
-break, those that have reached their age. Which one a request takes is decided in
-`core.server`.
+break, those that have reached their age, or that were made for another target. Which one a request
+takes is decided in `core.server`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from twisted.logger import Logger
 
 from memtunnel.core.breaker import State as BreakerState
+from memtunnel.core.cluster import Cluster
 from memtunnel.core.outcomes import HINTS, Lost
 from memtunnel.core.pacing import Pacing
 from memtunnel.core.server import Server
@@ -24,6 +25,8 @@ from memtunnel.net.upstream import Observer, State, Target, Upstream
 AGE: Final = 3600.0
 #: A connection that is lost within so many seconds of being warm is flapping.
 FLAPPING: Final = 10.0
+#: Seconds between two looks at a server's certificate, where there is no login.
+LOOK: Final = 30.0
 #: An outage that goes on is said again after so many seconds.
 REMINDER: Final = 60.0
 
@@ -39,12 +42,13 @@ class PoolCounts(Observer, Protocol):
 
 
 class Pool:
-    """`random` draws opaques, ages and waits."""
+    """`random` draws opaques, ages and waits. `cluster` hears what becomes of the login."""
 
     def __init__(
         self,
         target: Target,
         server: Server,
+        cluster: Cluster,
         tunnel: Tunnel,
         counts: PoolCounts,
         size: int,
@@ -55,6 +59,7 @@ class Pool:
     ) -> None:
         self.target = target
         self.server = server
+        self._cluster = cluster
         self._tunnel = tunnel
         self._counts = counts
         self.size = size
@@ -65,6 +70,10 @@ class Pool:
         self._pacing = Pacing(random.uniform)
         self._redial: Any = None
         self._stopped = False
+        self._outdated: set[Upstream] = set()
+        """Warm connections that were made for another target, until one for this is warm."""
+        self._trusted = False
+        """Where there is no login: whether the certificate was trusted when it was seen last."""
         self._flapped = float("-inf")
         """When a connection was lost last that had just become warm."""
         self._stalled = False
@@ -81,16 +90,52 @@ class Pool:
 
     @property
     def is_warm(self) -> bool:
-        return bool(self.server.connections)
+        """Whether it can serve; without a login, whether that is all that is missing."""
+        return bool(self.server.connections) or self._trusted
+
+    @property
+    def renewing(self) -> bool:
+        """Whether it is still served by connections that were made for another target."""
+        return bool(self._outdated)
+
+    def configure(self, target: Target, size: int) -> None:
+        """Keep `size` connections to `target` from now on.
+
+        If those that are there will not do, they serve until one that does is warm.
+        """
+        if not self.target.leads_to(target):
+            for upstream in list(self.upstreams):
+                if upstream.state is State.WARM:
+                    self._outdated.add(upstream)
+                elif upstream.state is not State.DRAINING:
+                    upstream.close()
+            self._pacing = Pacing(self._random.uniform)
+            self._said = None
+        self.target = target
+        self.size = size
+        self._drain_surplus()
+        self.fill()
+
+    def retire(self) -> None:
+        """Dial no more, and close the connections as soon as nothing is in flight on them."""
+        self._stop_dialling()
+        for upstream in list(self.upstreams):
+            if upstream.state is State.WARM:
+                upstream.drain()
+            elif upstream.state is not State.DRAINING:
+                upstream.close()
 
     def fill(self) -> None:
         """Dial what is missing, as far as the pacing allows."""
         if self._stopped:
             return
         now = self._reactor.seconds()
-        warm = self.count(State.WARM)
+        warm = self.count(State.WARM) - len(self._outdated)
         ageing = any(
-            upstream.state is State.WARM and now >= upstream.retires for upstream in self.upstreams
+            upstream.state is State.WARM
+            and now >= upstream.retires
+            and upstream not in self._outdated
+            for upstream in self.upstreams
         )
         under_way = self.count(State.DIALLING, State.HANDSHAKE, State.LOGIN, State.PROBE)
         missing = self.size + ageing - warm - under_way
@@ -112,11 +157,14 @@ class Pool:
 
     def stop(self) -> None:
         """Close all connections, and dial no more."""
+        self._stop_dialling()
+        for upstream in list(self.upstreams):
+            upstream.close()
+
+    def _stop_dialling(self) -> None:
         self._stopped = True
         if self._redial is not None and self._redial.active():
             self._redial.cancel()
-        for upstream in list(self.upstreams):
-            upstream.close()
 
     def connection_warm(self, upstream: Upstream) -> None:
         now = self._reactor.seconds()
@@ -129,15 +177,28 @@ class Pool:
             self._said = None
             self._log.info("{server}: warm", server=self.server.name)
         self.server.add(upstream.mux, now)
-        # Made before broken: the replacement is there, the oldest goes.
-        if self.count(State.WARM) > self.size:
-            candidates = (one for one in self.upstreams if one.state is State.WARM)
-            min(candidates, key=lambda one: one.retires).drain()
+        outdated, self._outdated = self._outdated, set()
+        for one in outdated:
+            one.drain()
+        self._drain_surplus()
+        self._cluster.accepted(now)
         self.fill()
+
+    def _drain_surplus(self) -> None:
+        """Made before broken: once replacements are there, the oldest go."""
+        warm = [one for one in self.upstreams if one.state is State.WARM]
+        warm = [one for one in warm if one not in self._outdated]
+        for one in sorted(warm, key=lambda one: one.retires)[: max(0, len(warm) - self.size)]:
+            one.drain()
 
     def connection_lost(self, upstream: Upstream, lost: Lost, words: str, kind: str) -> None:
         now = self._reactor.seconds()
         del self.upstreams[upstream]
+        self._outdated.discard(upstream)
+        self._trusted = self.target.only_trust and lost is Lost.RETIRED
+        if self._trusted:
+            self._said = None
+            self._pacing.not_before = now + LOOK
         if lost in (Lost.RETIRED, Lost.SHUTDOWN):
             self._count(self._counts.disconnects, lost)
             return
@@ -154,6 +215,8 @@ class Pool:
             self._count(self._counts.connects, lost)
             self._pacing.failed(now, login_refused=lost is Lost.LOGIN_REFUSED)
             self.server.dial_failed(now)
+            if lost is Lost.LOGIN_REFUSED:
+                self._cluster.refused(now)
         self._say(upstream, lost, words or kind or HINTS.get(lost, ""), now)
         self.fill()
 

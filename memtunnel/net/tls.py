@@ -9,6 +9,7 @@ failing closed: anything unexpected refuses. Nothing is written to a connection 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
@@ -98,6 +99,7 @@ def make_context(roots: list[Certificate] | None) -> SSL.Context:
     return context
 
 
+@dataclass(frozen=True)
 class Expectation:
     """What a server's certificate has to show.
 
@@ -105,19 +107,14 @@ class Expectation:
     SHA-256 digests of public keys (SubjectPublicKeyInfo, DER), one of which has to match.
     """
 
-    def __init__(
-        self,
-        context: SSL.Context,
-        name: str,
-        *,
-        check_name: bool = True,
-        pins: tuple[bytes, ...] = (),
-    ) -> None:
-        self.context = context
-        self.name = name
-        self.check_name = check_name
-        self.pins = pins
-        self._is_address = isIPAddress(name) or isIPv6Address(name)
+    context: SSL.Context
+    name: str
+    check_name: bool = field(default=True, kw_only=True)
+    pins: tuple[bytes, ...] = field(default=(), kw_only=True)
+
+    @property
+    def _is_address(self) -> bool:
+        return isIPAddress(self.name) or isIPv6Address(self.name)
 
     @property
     def server_name(self) -> bytes | None:

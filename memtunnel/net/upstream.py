@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, cast
 from typing import Protocol as Interface
@@ -105,6 +105,12 @@ class Target:
     credentials: Credentials | None
     connect_timeout: float
     max_value_size: int
+    only_trust: bool = False
+    """Only look whether its certificate can be trusted: there is no login to go on with."""
+
+    def leads_to(self, other: Target) -> bool:
+        """Whether a connection that was made for this target does for `other`."""
+        return replace(self, connect_timeout=0.0) == replace(other, connect_timeout=0.0)
 
 
 @implementer(IHandshakeListener, IPushProducer)
@@ -195,7 +201,9 @@ class Upstream(Protocol):
         self.tls_cipher = connection.get_cipher_name() or ""
         self._phase("tls")
         credentials = self._target.credentials
-        if credentials is None:
+        if self._target.only_trust:
+            self._lose(Lost.RETIRED)
+        elif credentials is None:
             self._probe()
         else:
             self._move(State.LOGIN)

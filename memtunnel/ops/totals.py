@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from memtunnel.ops.metrics import (
@@ -101,27 +101,31 @@ def together(workers: Mapping[str, State], wanted: int, *, draining: bool) -> St
         buffered_bytes=sum(state.buffered_bytes for state in states),
         client_connections_max=sum(state.client_connections_max for state in states),
         config_last_reload_successful=all(state.config_last_reload_successful for state in states),
-        servers={name: _server([state.servers[name] for state in states]) for name in names},
+        servers={
+            # While settings change, some may have a server already that others do not have.
+            name: server_together([s.servers[name] for s in states if name in s.servers])
+            for name in names
+        },
         clients=sum(state.clients for state in states),
         workers=workers,
     )
 
 
-def _server(states: Iterable[ServerState]) -> ServerState:
-    states = list(states)
+def server_together(states: Sequence[ServerState], *, best: bool = False) -> ServerState:
+    """The state of a server that several have to do with; the worst of it, or the `best`."""
     connections: Counter[str] = Counter()
     for state in states:
         connections.update(state.connections)
     dates = [date for state in states if (date := state.certificate_not_after) is not None]
     return ServerState(
-        up=all(state.up for state in states),
+        up=(any if best else all)(state.up for state in states),
         connections=dict(connections),
         connections_target=sum(state.connections_target for state in states),
         in_flight=sum(state.in_flight for state in states),
         queued=sum(state.queued for state in states),
         tombstones=sum(state.tombstones for state in states),
         queue_oldest_seconds=max(state.queue_oldest_seconds for state in states),
-        breaker_open=any(state.breaker_open for state in states),
+        breaker_open=(all if best else any)(state.breaker_open for state in states),
         verify=states[0].verify,
         tls=next((state.tls for state in states if state.tls is not None), None),
         certificate_not_after=min(dates, default=None),

@@ -33,9 +33,25 @@ class Credentials:
     username: str
     password: Secret = field(repr=False)
 
+    @classmethod
+    def given(cls, username: bytes, password: bytes) -> "Credentials | None":
+        """Those that a client gave, UTF-8 or not; None where they cannot be any."""
+        if not username or not password or b"\0" in username + password:
+            return None
+        name, secret = (part.decode("utf-8", "surrogateescape") for part in (username, password))
+        return cls(username=name, password=Secret(secret))
+
+    @classmethod
+    def of_message(cls, message: bytes) -> "Credentials | None":
+        """Those of a client's PLAIN message, which may act for nobody else; None for none."""
+        identity, _, both = message.partition(b"\0")
+        username, _, password = both.partition(b"\0")
+        return cls.given(username, password) if identity in (b"", username) else None
+
     def initial_response(self) -> bytes:
         """The PLAIN message that logs in: no authorization identity, user name, password."""
-        return b"\0".join((b"", self.username.encode(), self.password.reveal()))
+        username = self.username.encode("utf-8", "surrogateescape")
+        return b"\0".join((b"", username, self.password.reveal()))
 
     def verify(self, message: bytes) -> bool:
         """Whether a client's PLAIN message is this login.

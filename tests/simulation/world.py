@@ -193,7 +193,7 @@ class World:
     @property
     def strayed(self) -> bool:
         """Whether another server has served a key: then older values may show."""
-        return any(server.counts.failovers for server in self.tunnel.servers)
+        return any(server.counts.failovers for server in self.tunnel.cluster.servers)
 
     # What happens
 
@@ -293,7 +293,7 @@ class World:
             host.takes_login = False
             host.restart(loses=False)
         elif what == "drain":
-            for upstream in self.worker.pools[self.hosts.index(host)].upstreams:
+            for upstream in self.worker.logins.default.pools[self.hosts.index(host)].upstreams:
                 # It is to be replaced as if it had reached its age.
                 upstream.retires = self.reactor.now
         else:
@@ -335,7 +335,7 @@ class World:
         budget = self.tunnel.budget
         if not 0 <= budget.used <= budget.limit + OVERRUN:
             self.fail(f"{budget.used} bytes are in use, of {budget.limit}")
-        for host, pool in zip(self.hosts, self.worker.pools, strict=True):
+        for host, pool in zip(self.hosts, self.worker.logins.default.pools, strict=True):
             # What a server says rightly, be it late, never costs its connection.
             if sum(pool.server.counts.desync.values()) > host.lies_told:
                 self.fail(f"{host.name} is accused of lies that it has not told")
@@ -349,7 +349,7 @@ class World:
             and len(pool.upstreams) == pool.size
             and not pool.server.refusing
             and not any(upstream.mux.load for upstream in pool.upstreams)
-            for pool in self.worker.pools
+            for pool in self.worker.logins.default.pools
         )
 
     def _check_end(self) -> None:
@@ -359,7 +359,7 @@ class World:
             states = [
                 [(str(one.state), one.mux.load) for one in pool.upstreams]
                 + [pool.last_lost, pool.server.breaker.state.value]
-                for pool in self.worker.pools
+                for pool in self.worker.logins.default.pools
             ]
             self.fail(f"servers are well, and the tunnel is not: {states}")
         left: list[tuple[str, object]] = [
@@ -370,7 +370,7 @@ class World:
             ("paused clients", self.listener.paused),
             ("clients counted", self.listener.counts.connections),
         ]
-        for pool in self.worker.pools:
+        for pool in self.worker.logins.default.pools:
             left.append(("requests waiting", pool.server.queued or len(pool.server.queue)))
             for upstream in pool.upstreams:
                 left.append(("in flight", upstream.mux.in_flight))

@@ -1,0 +1,72 @@
+"""The servers as one login sees them, and what they said of that login.
+
+All sessions with the same login share a cluster, and no session has two at a time: what one login
+stores, another never sees. Usually there is one, of the login that the tunnel was given; where
+clients' own logins are used upstream, there is one for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+from memtunnel.core.routing import Router
+from memtunnel.core.server import Server
+
+
+class Verdict(Enum):
+    NONE = "none"
+    """No server has been reached yet."""
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+
+
+class Waiting(Protocol):
+    """Who waits for the verdict: a session whose client wants to log in."""
+
+    def judged(self, right: bool, now: float) -> None: ...
+
+
+class Cluster:
+    """`router` says which of `servers` has a key, by their places; each server knows its own."""
+
+    __slots__ = ("clients", "router", "servers", "verdict", "waiting")
+
+    def __init__(self, servers: Sequence[Server], router: Router) -> None:
+        self.servers = list(servers)
+        self.router = router
+        self.verdict = Verdict.NONE
+        self.waiting: dict[Waiting, None] = {}
+        """Who is told once the first verdict is known."""
+        self.clients = 0
+        """How many clients have this login."""
+
+    def reshape(self, servers: Sequence[Server], router: Router) -> list[Server]:
+        """Take these servers from now on, and return those that are none of them.
+
+        Their sessions have to `follow`; then those that are gone can be withdrawn.
+        """
+        gone = [server for server in self.servers if server not in servers]
+        for server in gone:
+            server.index = -1
+        for index, server in enumerate(servers):
+            server.index = index
+        self.servers = list(servers)
+        self.router = router
+        return gone
+
+    def accepted(self, now: float) -> None:
+        """A server has taken the login."""
+        self._judge(Verdict.ACCEPTED, now)
+
+    def refused(self, now: float) -> None:
+        """A server has refused the login; that counts unless another one takes it now."""
+        if not any(server.connections for server in self.servers):
+            self._judge(Verdict.REFUSED, now)
+
+    def _judge(self, verdict: Verdict, now: float) -> None:
+        self.verdict = verdict
+        waiting, self.waiting = self.waiting, {}
+        for one in waiting:
+            one.judged(verdict is Verdict.ACCEPTED, now)
