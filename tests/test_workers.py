@@ -546,8 +546,8 @@ def test_workers_get_what_is_divided_and_no_secret_where_others_look(
 ) -> None:
     begins = [process.told()[0] for process in machine.processes]
     assert all(isinstance(begin, Begin) for begin in begins)
-    assert [begin.max_clients for begin in begins] == [3, 2]
-    assert [begin.config.max_buffer for begin in begins] == [128 << 20] * 2
+    assert [begin.settings.max_clients for begin in begins] == [3, 2]
+    assert [begin.settings.config.max_buffer for begin in begins] == [128 << 20] * 2
     for process in machine.processes:
         assert servers.PASSWORD not in " ".join((*process.command, *process.environ.values()))
         assert process.environ.keys() == {"PATH", "PYTHONPATH"}
