@@ -106,7 +106,12 @@ class BinarySession(Session):
                     self._send(lane, batch[begun:], position - start, now)
                 after = self._unusual(data, position, now, batch)
                 begun = len(batch)
+                # A login changes what may be asked, and may have servers of its own.
                 shapes = _KEYED if self._trusted else _NONE_KEYED
+                if self._lanes is not lanes:
+                    lanes = self._lanes
+                    several = len(lanes) > 1
+                    lane = None if several else lanes[0] or self._open_lane(0)
                 if after is None or self.finishing:
                     end = position
                     break
