@@ -3,6 +3,7 @@
 Real TLS over a network in memory, a clock that the test moves, and chance that the test decides.
 """
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -18,7 +19,7 @@ from memtunnel.core.request import Request
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Policy, Tunnel
-from memtunnel.net.pool import AGE, FLAPPING, REMINDER, Pool
+from memtunnel.net.pool import AGE, FLAPPING, LOOK, REMINDER, Pool
 from memtunnel.net.tls import Expectation, load_roots, make_context
 from memtunnel.net.turn import Turn
 from memtunnel.net.upstream import FAREWELL, State, Target, Upstream
@@ -505,3 +506,141 @@ def test_the_pool_shows_no_password(make_bench: Any) -> None:
     assert bench.lines
     shown = f"{bench.pool!r} {bench.pool} {bench.pool.target!r} {bench.lines}"
     assert "canary" not in shown
+
+
+# Other settings
+
+
+def other(bench: Bench, **changes: Any) -> Target:
+    return replace(bench.pool.target, **changes)
+
+
+ANOTHER = Credentials(username="user2", password=Secret("canary-4712"))
+
+
+def test_another_size_is_followed_without_a_needless_dial(make_bench: Any) -> None:
+    bench = make_bench(size=2).start()
+    bench.pool.configure(bench.pool.target, 4)
+    bench.pass_time(1)
+    assert (bench.warm, len(bench.network.dials)) == (4, 4)
+    bench.pool.configure(bench.pool.target, 1)
+    bench.pass_time(2)
+    assert (bench.warm, len(bench.pool.upstreams), len(bench.network.dials)) == (1, 1, 4)
+    assert bench.counts.disconnects == {"retired": 3}
+
+
+def test_what_changes_no_connection_closes_none(make_bench: Any) -> None:
+    bench = make_bench(size=2).start()
+    bench.pool.configure(other(bench, connect_timeout=1.0), 2)
+    bench.pass_time(60)
+    assert (bench.warm, len(bench.network.dials)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"credentials": ANOTHER},
+        {"credentials": None},
+        {"port": 11220},
+        {"max_value_size": 1 << 10},
+        {"expectation": Expectation(make_context(None), "localhost", check_name=False)},
+    ],
+    ids=["login", "no login", "port", "size", "trust"],
+)
+def test_another_target_is_proven_before_the_former_connections_go(
+    make_bench: Any, changes: dict[str, Any]
+) -> None:
+    bench = make_bench(size=2).start()
+    before = list(bench.server.connections)
+    bench.how = "silent"
+    bench.pool.configure(other(bench, **changes), 2)
+    bench.pass_time(3)
+    assert bench.server.connections == before
+    assert bench.pool.renewing
+    if "expectation" in changes:
+        return  # the system's roots do not trust the test's server
+    bench.how = "up"
+    bench.pass_time(10)
+    assert not bench.pool.renewing
+    assert bench.warm == len(bench.pool.upstreams) == 2
+    assert not set(before) & set(bench.server.connections)
+    assert bench.counts.disconnects == {"retired": 2}
+
+
+def test_a_request_in_flight_ends_on_the_former_connection(make_bench: Any) -> None:
+    bench = make_bench(size=1).start()
+    (former,) = bench.pool.upstreams
+    ask = Request(former, None, Opcode.GET, bytes(4), binary.request(Opcode.GET, b"k"), 25, 0.0)
+    bench.peers[0]._obliging = False
+    former.mux.send(ask)
+    former.flush()
+    bench.pool.configure(other(bench, credentials=ANOTHER), 1)
+    bench.pass_time(0.5)
+    assert bench.warm == 1
+    assert former.state is State.DRAINING
+    (frame,) = (one for one in bench.peers[0].asked() if one.opcode == Opcode.GET)
+    bench.peers[0].says(binary.refusal(Opcode.GET, frame.opaque, Status.NOT_FOUND))
+    bench.pass_time(0.5)
+    assert former.state is State.LOST
+    assert bench.counts.disconnects == {"retired": 1}
+
+
+def test_while_another_login_is_refused_the_former_connections_serve(make_bench: Any) -> None:
+    bench = make_bench(size=2, place=0.0).start()
+    before = list(bench.server.connections)
+    good = bench.pool.target
+    bench.how = "refusing"
+    bench.pool.configure(other(bench, credentials=ANOTHER), 2)
+    bench.pass_time(30)
+    assert bench.server.connections == before
+    assert bench.pool.renewing
+    assert not bench.server.refusing
+    assert bench.lines[-1].startswith("mc: no connection: login_refused")
+    dials = len(bench.network.dials)
+    bench.pool.configure(good, 2)
+    bench.pass_time(30)
+    assert bench.server.connections == before
+    assert not bench.pool.renewing
+    assert len(bench.network.dials) == dials
+
+
+def test_another_target_is_not_kept_waiting_by_what_befell_the_former(make_bench: Any) -> None:
+    bench = make_bench(place=1.0)
+    bench.how = "refusing"
+    bench.pool.fill()
+    bench.pass_time(30)
+    assert bench.warm == 0
+    bench.how = "up"
+    bench.pool.configure(other(bench, credentials=ANOTHER), 2)
+    bench.pass_time(0.5)
+    assert bench.warm == 2
+
+
+def test_a_retired_pool_dials_no_more_and_closes_what_is_idle(make_bench: Any) -> None:
+    bench = make_bench(size=2).start()
+    bench.pool.retire()
+    bench.pass_time(60)
+    assert not bench.pool.upstreams
+    assert len(bench.network.dials) == 2
+    assert bench.counts.disconnects == {"retired": 2}
+
+
+# Without a login
+
+
+def test_without_a_login_only_the_certificate_is_looked_at(make_bench: Any) -> None:
+    bench = make_bench(size=1)
+    bench.pool.configure(other(bench, credentials=None, only_trust=True), 1)
+    bench.decide_all()
+    bench.pass_time(1)
+    assert bench.pool.is_warm
+    assert not bench.server.connections
+    assert [peer.received for peer in bench.peers] == [b""]
+    bench.pass_time(4 * LOOK)
+    assert len(bench.network.dials) == 5
+    bench.how = "down"
+    bench.pass_time(LOOK)
+    assert not bench.pool.is_warm
+    bench.how = "up"
+    bench.pass_time(LOOK)
+    assert bench.pool.is_warm

@@ -70,8 +70,6 @@ class Pool:
         self._pacing = Pacing(random.uniform)
         self._redial: Any = None
         self._stopped = False
-        self._outdated: set[Upstream] = set()
-        """Warm connections that were made for another target, until one for this is warm."""
         self._trusted = False
         """Where there is no login: whether the certificate was trusted when it was seen last."""
         self._flapped = float("-inf")
@@ -96,23 +94,22 @@ class Pool:
     @property
     def renewing(self) -> bool:
         """Whether it is still served by connections that were made for another target."""
-        return bool(self._outdated)
+        return any(not self._fits(one) for one in self.upstreams if one.state is State.WARM)
 
     def configure(self, target: Target, size: int) -> None:
         """Keep `size` connections to `target` from now on.
 
         If those that are there will not do, they serve until one that does is warm.
         """
-        if not self.target.leads_to(target):
-            for upstream in list(self.upstreams):
-                if upstream.state is State.WARM:
-                    self._outdated.add(upstream)
-                elif upstream.state is not State.DRAINING:
-                    upstream.close()
+        former, self.target = self.target, target
+        self.size = size
+        if not former.leads_to(target):
             self._pacing = Pacing(self._random.uniform)
             self._said = None
-        self.target = target
-        self.size = size
+            self._trusted = False
+            for upstream in list(self.upstreams):
+                if upstream.state not in (State.WARM, State.DRAINING):
+                    upstream.close()
         self._drain_surplus()
         self.fill()
 
@@ -130,13 +127,9 @@ class Pool:
         if self._stopped:
             return
         now = self._reactor.seconds()
-        warm = self.count(State.WARM) - len(self._outdated)
-        ageing = any(
-            upstream.state is State.WARM
-            and now >= upstream.retires
-            and upstream not in self._outdated
-            for upstream in self.upstreams
-        )
+        fitting = self._fitting()
+        warm = len(fitting)
+        ageing = any(now >= upstream.retires for upstream in fitting)
         under_way = self.count(State.DIALLING, State.HANDSHAKE, State.LOGIN, State.PROBE)
         missing = self.size + ageing - warm - under_way
         while missing > 0 and under_way < self._pacing.at_once:
@@ -177,25 +170,29 @@ class Pool:
             self._said = None
             self._log.info("{server}: warm", server=self.server.name)
         self.server.add(upstream.mux, now)
-        outdated, self._outdated = self._outdated, set()
-        for one in outdated:
-            one.drain()
         self._drain_surplus()
         self._cluster.accepted(now)
         self.fill()
 
     def _drain_surplus(self) -> None:
-        """Made before broken: once replacements are there, the oldest go."""
-        warm = [one for one in self.upstreams if one.state is State.WARM]
-        warm = [one for one in warm if one not in self._outdated]
-        for one in sorted(warm, key=lambda one: one.retires)[: max(0, len(warm) - self.size)]:
-            one.drain()
+        """Made before broken: those go that are not for this target, if one is, and the oldest."""
+        fitting = self._fitting()
+        surplus = sorted(fitting, key=lambda one: one.retires)[: max(0, len(fitting) - self.size)]
+        for one in list(self.upstreams):
+            if one in surplus or (fitting and not self._fits(one)):
+                one.drain()
+
+    def _fits(self, upstream: Upstream) -> bool:
+        return upstream.target.leads_to(self.target)
+
+    def _fitting(self) -> list[Upstream]:
+        """The warm connections that were made for this target."""
+        return [one for one in self.upstreams if one.state is State.WARM and self._fits(one)]
 
     def connection_lost(self, upstream: Upstream, lost: Lost, words: str, kind: str) -> None:
         now = self._reactor.seconds()
         del self.upstreams[upstream]
-        self._outdated.discard(upstream)
-        self._trusted = self.target.only_trust and lost is Lost.RETIRED
+        self._trusted = upstream.target.only_trust and lost is Lost.RETIRED
         if self._trusted:
             self._said = None
             self._pacing.not_before = now + LOOK

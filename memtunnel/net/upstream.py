@@ -130,7 +130,7 @@ class Upstream(Protocol):
         turn: Turn,
         first_opaque: int,
     ) -> None:
-        self._target = target
+        self.target = target
         self._server = server
         self._tunnel = tunnel
         self._keeper = keeper
@@ -159,7 +159,7 @@ class Upstream(Protocol):
 
     def dial(self) -> None:
         """Begin. The keeper is told how it ends, once."""
-        target = self._target
+        target = self.target
         self._deadline = self._reactor.callLater(
             target.connect_timeout, self._lose, Lost.SETUP_TIMEOUT
         )
@@ -176,7 +176,7 @@ class Upstream(Protocol):
             self.transport.abortConnection()
             return
         now = self._seconds()
-        took = self._reactor.nameResolver.took.get(self._target.host, 0.0)
+        took = self._reactor.nameResolver.took.get(self.target.host, 0.0)
         self._observer.phase("dns", took)
         self._observer.phase("tcp", max(0.0, now - self.began - took))
         self._move(State.HANDSHAKE)
@@ -200,8 +200,8 @@ class Upstream(Protocol):
         self.tls_version = connection.get_protocol_version_name()
         self.tls_cipher = connection.get_cipher_name() or ""
         self._phase("tls")
-        credentials = self._target.credentials
-        if self._target.only_trust:
+        credentials = self.target.credentials
+        if self.target.only_trust:
             self._lose(Lost.RETIRED)
         elif credentials is None:
             self._probe()
