@@ -83,12 +83,13 @@ class Session(Answers):
             data = intake.feed(data, now)
         if data:
             self._parse(data, now)
+        after = self  # by another name: the compiler would take `pending` for what it was above
         return (
             len(self.tunnel.ready) > 0
             or intake.since > 0.0
             or self.awaits_more
             or len(self.held) > 0
-            or self.pending is not None
+            or after.pending is not None
             or self.owed_bytes >= FULL_REQUESTS * HEADER_LENGTH
         )
 
@@ -176,8 +177,9 @@ class Session(Answers):
 
     def judged(self, right: bool, now: float) -> None:
         """A server has judged the login, for the first time."""
-        if self.pending is not None:
-            slot, self.pending = self.pending, None
+        slot = self.pending
+        if slot is not None:
+            self.pending = None
             self._settle_login(slot, right, "", now)
         elif not right:
             self._judge(False)
