@@ -395,7 +395,7 @@ def test_the_configured_login_is_no_other_than_that_of_who_has_none() -> None:
     town.serve()
     assert client.told == [(O.SASL_AUTH, 1, 0), (O.NOOP, 2, 0)]
     assert client.session.cluster is town.tunnel.cluster
-    assert town.tunnel.cluster.clients == 1
+    assert town.tunnel.cluster.clients == 0
 
 
 def test_the_verdict_is_remembered() -> None:

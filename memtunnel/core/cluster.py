@@ -40,7 +40,7 @@ class Cluster:
         self.waiting: dict[Waiting, None] = {}
         """Who is told once the first verdict is known."""
         self.clients = 0
-        """How many clients have this login."""
+        """How many clients came with this login; not counted where none is needed."""
 
     def reshape(self, servers: Sequence[Server], router: Router) -> list[Server]:
         """Take these servers from now on, and return those that are none of them.

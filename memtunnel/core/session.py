@@ -52,7 +52,6 @@ class Session(Answers):
     def __init__(self, tunnel: Tunnel, counts: ListenerCounts, client: Client) -> None:
         super().__init__(tunnel, counts, client)
         self.cluster = tunnel.cluster
-        self.cluster.clients += 1
         self._lanes: list[Lane | None] = [None] * len(self.cluster.servers)
         self._trusted = not tunnel.policy.login_required
         self.pending: Request | None = None
@@ -115,8 +114,7 @@ class Session(Answers):
 
     def lose(self, now: float) -> None:
         """The client has left."""
-        self.cluster.waiting.pop(self, None)
-        self.cluster.clients -= 1
+        self._count_out()
         self.intake.clear()
         self._take_held()
         self._forget(now)
@@ -212,11 +210,17 @@ class Session(Answers):
 
     def _join(self, cluster: Cluster) -> None:
         """Send what comes from now on to these servers."""
-        self.cluster.clients -= 1
+        self._count_out()
         self.cluster = cluster
-        cluster.clients += 1
+        if cluster is not self.tunnel.cluster:
+            cluster.clients += 1
         self._lanes = [None] * len(cluster.servers)
         self._lanes_changed()
+
+    def _count_out(self) -> None:
+        self.cluster.waiting.pop(self, None)
+        if self.cluster is not self.tunnel.cluster:
+            self.cluster.clients -= 1
 
     def follow(self) -> None:
         """The servers have changed: keep the lanes to those that stay."""
