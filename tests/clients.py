@@ -24,6 +24,7 @@ KINDS = {
     "commands": "its commands, compared with what memcached is known to answer",
     "login": "the same with a login of its own",
     "outage": "while the server is away, and once it is back",
+    "faults": "gets and sets while servers are away, stall, lie, refuse and come back",
     "conformance": "a suite of tests for servers",
 }
 
@@ -67,18 +68,25 @@ def client(
     file: str,
     /,
     remark: str = "",
+    lives: bool = True,
     **tests: str,
 ) -> Client:
-    """A row; `source` is a registry and a package, `tests` are of this file."""
-    assert tests.keys() <= KINDS.keys()
+    """A row; `source` is a registry and a package, `tests` are of this file.
+
+    `lives` says that it is one object for some time, and so lives through all faults as well.
+    """
     registry, package = source.split()
+    tests = {kind: f"{file}::{test}" for kind, test in tests.items()}
+    if lives:
+        tests["faults"] = f"{UNDER_FAULTS}[stopped-{language} {name} {protocol}]"
+    assert tests.keys() <= KINDS.keys()
     return Client(
         name=name,
         language=language,
         protocol=protocol,
         source=registry,
         version=functools.partial(VERSIONS[registry], package),
-        tests={kind: f"{file}::{tests[kind]}" for kind in KINDS if kind in tests},
+        tests={kind: tests[kind] for kind in KINDS if kind in tests},
         remark=remark,
     )
 
@@ -91,6 +99,8 @@ PHP = "test_clients_php.py"
 PERL = "test_clients_perl.py"
 TOOLS = "test_clients_libmemcached_tools.py"
 CAPABLE = "test_memccapable.py"
+#: Under the first of the faults; the others are beside it.
+UNDER_FAULTS = "test_clients_under_faults.py::test_gets_and_sets"
 
 CLIENTS = [
     client(
@@ -107,6 +117,7 @@ CLIENTS = [
     client(
         *("Python", "python-binary-memcached", "binary"),
         *("PyPI python-binary-memcached", BINARY_PYTHON),
+        remark="a set in an outage raises",
         commands="test_python_binary_memcached[open]",
         login="test_python_binary_memcached[login]",
     ),
@@ -121,6 +132,7 @@ CLIENTS = [
     ),
     client(
         *("Python", "Django's PyMemcacheCache", "text", "PyPI django", TEXT_PYTHON),
+        remark="a set in an outage raises",
         commands="test_django",
     ),
     client(
@@ -138,6 +150,7 @@ CLIENTS = [
     ),
     client(
         *("Python", "emcache", "text", "PyPI emcache", TEXT_PYTHON),
+        remark="a set in an outage raises",
         commands="test_commands[Emcache]",
         login="test_a_login[Emcache]",
     ),
@@ -159,6 +172,7 @@ CLIENTS = [
     ),
     client(
         *("Node", "memjs", "binary", "npm memjs", NODE),
+        remark="a set in an outage is an error",
         commands="test_memjs[open]",
         login="test_memjs[login]",
     ),
@@ -166,7 +180,7 @@ CLIENTS = [
         *("Node", "memcached", "text", "npm memcached", NODE),
         commands="test_memcached",
         outage="test_memcached_without_the_server",
-        remark="a delete in an outage: gives the server up for 30 s",
+        remark="a set in an outage is an error; a delete: gives the server up for 30 s",
     ),
     client(
         *("PHP", "memcached", "binary", "Debian php-memcached", PHP),
@@ -189,19 +203,23 @@ CLIENTS = [
     ),
     client(
         *("C", "libmemcached's tools", "binary", "Debian libmemcached-tools", TOOLS),
+        lives=False,
         commands="test_copy_show_look_for_touch_and_remove_a_file[binary]",
         login="test_copy_show_look_for_touch_and_remove_a_file[binary-login]",
     ),
     client(
         *("C", "libmemcached's tools", "text", "Debian libmemcached-tools", TOOLS),
+        lives=False,
         commands="test_copy_show_look_for_touch_and_remove_a_file[text]",
     ),
     client(
         *("C", "memccapable", "binary", "Debian libmemcached-tools", CAPABLE),
+        lives=False,
         conformance="test_all_tests_pass[binary]",
     ),
     client(
         *("C", "memccapable", "text", "Debian libmemcached-tools", CAPABLE),
+        lives=False,
         conformance="test_all_tests_pass[text]",
     ),
 ]

@@ -1,10 +1,12 @@
 """Clients of other languages: scripts that take a port, and fail where a check of theirs does."""
 
+import functools
 import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import clients
 import servers
 
 SECONDS = 60.0
@@ -49,3 +51,18 @@ def live_through(command: Sequence[str | Path], outage: servers.Outage, *more: s
         timer.cancel()
         process.kill()
         process.wait()
+
+
+@functools.cache
+def node_packages(base: Path) -> Path:
+    """The folder with Node's clients, in one that is kept as long as the tests run."""
+    folder = base / "node"
+    folder.mkdir()
+    (folder / "package.json").write_text('{"private": true}')
+    command = [servers.need("npm"), "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+    command += ["--no-package-lock"]
+    command += [f"{name}@{version}" for name, version in clients.NODE_PACKAGES.items()]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        servers.skip(f"npm did not install Node's clients: {done.stderr}")
+    return folder

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import clients
+from obedient_clients import PLAYERS
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,6 +27,15 @@ def test_every_file_of_clients_is_in_the_table() -> None:
     files = {path.name for path in (ROOT / "tests").glob("test_clients_*.py")}
     named = {test.partition("::")[0] for each in clients.CLIENTS for test in each.tests.values()}
     assert files <= named
+
+
+def test_every_client_that_lives_through_faults_is_as_the_table_says() -> None:
+    table = {
+        f"{each.language} {each.name} {each.protocol}": "a set in an outage" in each.remark
+        for each in clients.CLIENTS
+        if "faults" in each.tests
+    }
+    assert table == {str(player): player.raises for player in PLAYERS}
 
 
 def test_every_client_tells_its_version() -> None:

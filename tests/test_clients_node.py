@@ -1,11 +1,8 @@
 """Node's clients: memjs, which speaks the binary protocol, and memcached, which speaks text."""
 
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import clients
 import programs
 import pytest
 import servers
@@ -170,26 +167,15 @@ main(async () => {
 """
 
 
-@pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the clients."""
-    folder = tmp_path_factory.mktemp("node")
-    (folder / "package.json").write_text('{"private": true}')
-    command = [servers.need("npm"), "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-    command += ["--no-package-lock"]
-    command += [f"{name}@{version}" for name, version in clients.NODE_PACKAGES.items()]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        servers.skip(f"npm did not install Node's clients: {done.stderr}")
-    return folder
-
-
 @pytest.fixture
-def node(packages: Path, request: pytest.FixtureRequest) -> Callable[[str], list[Any]]:
+def node(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Callable[[str], list[Any]]:
     """The command that runs a script among the clients."""
 
     def command(script: str) -> list[Any]:
-        file = packages / f"{request.node.name}.js"
+        folder = programs.node_packages(tmp_path_factory.getbasetemp())
+        file = folder / f"{request.node.name}.js"
         file.write_text(BEGINNING + script)
         return [servers.need("node"), file]
 
