@@ -115,3 +115,18 @@ def test_it_can_fail_for_a_year() -> None:
     for _ in range(2000):
         pacing.failed(0.0)
     assert pacing.not_before <= LONGEST
+
+
+def test_the_first_refused_login_waits_shortly_whatever_failed_before() -> None:
+    ranges: list[tuple[float, float]] = []
+    pacing = Pacing(lambda least, most: ranges.append((least, most)) or least)  # type: ignore[func-returns-value]
+    for _ in range(5):
+        pacing.failed(0.0)
+    pacing.failed(0.0, login_refused=True)
+    assert ranges[-1] == (5.0, 10.0)
+    pacing.failed(0.0)
+    pacing.failed(0.0, login_refused=True)
+    assert ranges[-1] == (5.0, 20.0)
+    pacing.succeeded()
+    pacing.failed(0.0, login_refused=True)
+    assert ranges[-1] == (5.0, 10.0)

@@ -21,11 +21,12 @@ AT_ONCE: Final = 4
 class Pacing:
     """`uniform` draws a number between two bounds, as `random.uniform` does."""
 
-    __slots__ = ("_failures", "_uniform", "not_before", "proven")
+    __slots__ = ("_failures", "_refusals", "_uniform", "not_before", "proven")
 
     def __init__(self, uniform: Callable[[float, float], float]) -> None:
         self._uniform = uniform
         self._failures = 0
+        self._refusals = 0
         self.proven = False
         """Whether the last dial that ended did so in success."""
         self.not_before = 0.0
@@ -39,16 +40,20 @@ class Pacing:
     def succeeded(self) -> None:
         self.proven = True
         self._failures = 0
+        self._refusals = 0
         self.not_before = 0.0
 
     def failed(self, now: float, *, login_refused: bool = False) -> None:
         self.proven = False
-        self._failures += 1
-        doubled = 2.0 ** min(self._failures, 16)
         if login_refused:
-            wait = self._uniform(SHORTEST_LOGIN, min(LONGEST_LOGIN, SHORTEST_LOGIN * doubled))
+            # Counted by themselves: what an outage before had of failures is no reason to wait.
+            self._refusals += 1
+            most = SHORTEST_LOGIN * 2.0 ** min(self._refusals, 16)
+            wait = self._uniform(SHORTEST_LOGIN, min(LONGEST_LOGIN, most))
         else:
-            wait = self._uniform(0.0, min(LONGEST, SHORTEST * doubled))
+            self._failures += 1
+            most = SHORTEST * 2.0 ** min(self._failures, 16)
+            wait = self._uniform(0.0, min(LONGEST, most))
             if self._failures >= QUICK_DIALS:
                 wait = max(wait, 1.0)
         self.not_before = max(self.not_before, now + wait)
