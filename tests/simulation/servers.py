@@ -239,8 +239,7 @@ class Connection(Peer):
         """P2: what one client writes is carried out in its order, while a connection lives."""
         key, writer, number, *_ = frame.value.split(b"|")
         last = self.host.last
-        # A request that failed over may come back to its own server after later ones.
-        if int(number) < last.get((key, writer), 0) and not self.world.strayed:
+        if int(number) < last.get((key, writer), 0):
             self.world.fail(f"{self.host.name} has carried out a later write before {frame!r}")
         last[key, writer] = int(number)
 
