@@ -7,7 +7,6 @@ a certificate with another name, cut off, or never.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from core_harness import Store
@@ -17,7 +16,6 @@ from twisted.python.failure import Failure
 from memtunnel.core.outcomes import Lost
 from memtunnel.net.tls import Untrusted
 from memtunnel.wire.binary import (
-    GETS,
     LOUD,
     READS,
     Frame,
@@ -26,13 +24,24 @@ from memtunnel.wire.binary import (
     answer,
     split,
 )
+from simulation.history import (
+    CHANGES,
+    COUNTS,
+    NUMBER_BITS,
+    STAMPED,
+    STORES,
+    History,
+    stamp_of,
+    what_of,
+)
 from simulation.network import REFUSED, UNREACHABLE, Peer, Socket
 
 if TYPE_CHECKING:
     from simulation.world import World
 
-_STORES = frozenset((Opcode.SET, Opcode.ADD, Opcode.REPLACE))
-_CHANGES = frozenset((Opcode.DELETE, Opcode.INCR, Opcode.DECR, Opcode.APPEND, Opcode.PREPEND))
+_READ = frozenset((*READS, Opcode.GAT, Opcode.GATK))
+_KEPT = CHANGES - {Opcode.DELETE, Opcode.TOUCH, Opcode.GAT, Opcode.GATK}
+_KEYED = CHANGES | READS
 _BEFORE = frozenset((Opcode.SASL_AUTH, Opcode.VERSION, Opcode.NOOP))
 #: What is so wrong that the tunnel has to give up the connection.
 LIES = ("opaque", "opcode", "magic", "length", "duplicate", "unsolicited")
@@ -45,8 +54,10 @@ class Host:
 
     def __init__(self, world: World, index: int) -> None:
         self.world = world
+        self.index = index
         self.name = f"server{index}"
-        self.store = Store(self.name)
+        self.stores = {history: self._new_store() for history in world.histories}
+        """What it keeps, by login."""
         self.answers_dials = "yes"
         """Or no, never, unreachable; or unknown, where its name is not found."""
         self.takes_login = True
@@ -55,8 +66,8 @@ class Host:
         self.hangs = False
         """NOOP is answered, nothing else."""
         self.connections: dict[Connection, None] = {}
-        self.last: dict[tuple[bytes, bytes], int] = {}
-        """By key and writer, the number of the last write that was carried out."""
+        self.last: dict[tuple[bytes, int], int] = {}
+        """By key and writer, the stamp of the last request that was carried out."""
         self.lies_told = 0
         draw = world.random.random
         bad = draw() < 0.5
@@ -94,41 +105,48 @@ class Host:
     def restart(self, *, loses: bool) -> None:
         if loses:
             self.world.disturbed += 1
-            self.store.items.clear()
+            for store in self.stores.values():
+                store.items.clear()
         for connection in list(self.connections):
             connection.reset()
 
-    def execute(self, frame: Frame) -> bytes:
+    def _new_store(self) -> Store:
+        store = Store(self.name)
+        store._cas = self.index << 32  # no CAS value is that of another server's, too
+        return store
+
+    def execute(self, frame: Frame, history: History) -> bytes:
         """Carry out a data request, and note when in the order of all that was."""
         world = self.world
         opcode = frame.opcode
+        key = frame.key
+        store = self.stores[history]
         if world.story is not None:
-            self.world.tell(self.name, "%s %r %r", Opcode(opcode).name, frame.key, frame.value[:40])
-        if opcode in GETS:
-            item = self.store.items.get(frame.key)
+            world.tell(self.name, "%s %r %r", Opcode(opcode).name, key, frame.value[:40])
+        if history.served.get(key) != self.index and opcode in _KEYED:
+            world.moved(history, key, self.index)
+        if opcode in READS:
+            item = store.items.get(key)
             if item is not None:
-                key = frame.key if opcode in (Opcode.GETK, Opcode.GATK) else b""
+                shown = key if opcode == Opcode.GETK else b""
                 return answer(
-                    opcode, frame.opaque, extras=item[0], key=key, value=item[1], cas=item[2]
+                    opcode, frame.opaque, extras=item[0], key=shown, value=item[1], cas=item[2]
                 )
-        elif opcode in _STORES:
-            if world.written.get(frame.value) != frame.key:
-                world.fail(f"{self.name} was asked to store what nobody wrote: {frame!r}")
-            if frame.value in world.carried_out:
-                world.fail(f"{self.name} was asked twice to store {frame.value[:60]!r}")
-            world.version += 1
-            world.carried_out.add(frame.value)
-        elif opcode in _CHANGES:
-            world.version += 1
-            what = opcode, frame.key, frame.value
-            world.executed[what] += 1
-            if world.executed[what] > world.asked[what]:
-                world.fail(f"{self.name} was asked too often: {frame!r}")
+        elif opcode in CHANGES:
+            what = what_of(frame)
+            if not history.execute(what):
+                world.fail(f"{self.name} was asked for what nobody asked for so often: {frame!r}")
+            if opcode in STORES and frame.cas != history.compared.get(frame.value, 0):
+                world.fail(f"{self.name} was asked to compare another CAS value: {frame!r}")
         elif opcode == Opcode.FLUSH:
             world.disturbed += 1
-        said = self.store.execute(frame)
-        if opcode in _STORES and said[7] == Status.OK:
-            world.versions[frame.value] = world.version
+        said = store.execute(frame)
+        if opcode in _KEPT and said[7] == Status.OK:
+            history.keep(frame, self.index, store.items[key])
+            if opcode in COUNTS:
+                history.results[what] = int.from_bytes(said[24:], "big")
+        elif opcode == Opcode.DELETE:
+            history.deleted[key] = self.index
         return said
 
 
@@ -144,7 +162,8 @@ class Connection(Peer):
         self.silent = False
         self.stalled = False
         self.lied = ""
-        self.logged_in = False
+        self.history: History | None = None
+        """Of the login that it has."""
         self.proven = False
         self._rest = b""
         self._asked: list[Frame] = []
@@ -165,8 +184,8 @@ class Connection(Peer):
             if self._asked and self.world.random.random() < 0.5:
                 # What has arrived may still be carried out.
                 for frame in self._asked:
-                    if self.logged_in and frame.opcode not in _BEFORE and not self.silent:
-                        self.host.execute(frame)
+                    if self.history and frame.opcode not in _BEFORE and not self.silent:
+                        self.host.execute(frame, self.history)
             self.close()
             self.sock.put_end()
 
@@ -192,7 +211,7 @@ class Connection(Peer):
             if opcode in _BEFORE:
                 said.append(self._set_up(frame))
                 continue
-            if not self.proven and self.world.credentials:
+            if not self.proven or self.history is None:
                 self.world.fail(f"{host.name} was asked before login and NOOP: {frame!r}")
             if host.hangs:
                 self._asked = asked[place:]
@@ -204,9 +223,9 @@ class Connection(Peer):
                 self.world.refused = True
                 said.append(answer(opcode, frame.opaque, status, value=b"because"))
                 continue
-            if opcode in _STORES and not self.sock.closed and not self.sock.broken:
+            if opcode in STAMPED and not self.sock.closed and not self.sock.broken:
                 self._keep_order(frame)
-            frame_said = host.execute(frame)
+            frame_said = host.execute(frame, self.history)
             draw = random.random()
             if draw < host.lies and not self.lied:
                 frame_said = self._lie(frame, frame_said)
@@ -226,7 +245,7 @@ class Connection(Peer):
                 said.append(frame_said[: random.randrange(len(frame_said))])
                 self.silent = True
                 break
-            if opcode in READS and not self.lied and random.random() < host.monsters:
+            if opcode in _READ and not self.lied and random.random() < host.monsters:
                 self.world.tell(host.name, "answers with a value that is too large")
                 monster = b"x" * (self.world.max_value + 1 + random.randrange(5000))
                 frame_said = answer(opcode, frame.opaque, extras=bytes(4), value=monster)
@@ -236,22 +255,24 @@ class Connection(Peer):
             self.sock.put(b"".join(said))
 
     def _keep_order(self, frame: Frame) -> None:
-        """P2: what one client writes is carried out in its order, while a connection lives."""
-        key, writer, number, *_ = frame.value.split(b"|")
+        """P2: what one client asks for is carried out in its order, while a connection lives."""
+        stamp = stamp_of(frame)
         last = self.host.last
-        if int(number) < last.get((key, writer), 0):
-            self.world.fail(f"{self.host.name} has carried out a later write before {frame!r}")
-        last[key, writer] = int(number)
+        by = frame.key, stamp >> NUMBER_BITS
+        if stamp < last.get(by, 0):
+            self.world.fail(f"{self.host.name} has carried out a later request before {frame!r}")
+        last[by] = stamp
 
     def _set_up(self, frame: Frame) -> bytes:
+        world = self.world
         if frame.opcode == Opcode.SASL_AUTH:
-            self.logged_in = self.host.takes_login
-            if frame.value != self.world.login:
-                self.world.fail(f"another login came to {self.host.name}")
-            if not self.logged_in:
+            if not self.host.takes_login:
                 return answer(frame.opcode, frame.opaque, Status.AUTH_FAILED, value=b"Auth failure")
-        elif not self.logged_in and frame.opcode == Opcode.NOOP:
-            self.world.fail(f"{self.host.name} was asked before the login: {frame!r}")
+            self.history = world.logins.get(frame.value)
+            if self.history is None:
+                world.fail(f"another login came to {self.host.name}")
+        elif self.history is None and frame.opcode == Opcode.NOOP:
+            world.fail(f"{self.host.name} was asked before the login: {frame!r}")
         if frame.opcode == Opcode.NOOP:
             self.proven = True
         value = b"1.6.18" if frame.opcode == Opcode.VERSION else b""
@@ -376,6 +397,3 @@ class PlainExpectation:
     def verify(self, connection: PlainTLS) -> None:
         if connection.outcome == "untrusted":
             raise Untrusted(Lost.CERTIFICATE_NAME, "the certificate bears another name")
-
-
-Executed = Counter[tuple[int, bytes, bytes]]

@@ -11,7 +11,6 @@ During the run the clients check what they are told (`clients`), the servers wha
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,11 +25,15 @@ from memtunnel.config import load
 from memtunnel.core.mux import MAX_ENTRIES
 from memtunnel.net import upstream as upstream_module
 from memtunnel.net.turn import Turn
-from memtunnel.net.upstream import State
+from memtunnel.net.upstream import PROBE_KEY, State
+from memtunnel.wire.sasl import Credentials, Secret
 from memtunnel.worker import Worker
-from simulation.clients import Binary, Client, Text
+from simulation.binary import Binary
+from simulation.clients import Client
+from simulation.history import History
 from simulation.network import START, Faults, Port, Reactor, Server, Socket
 from simulation.servers import Host, PlainExpectation, PlainTLSFactory
+from simulation.text import Text
 
 PASSWORD = "canary-of-a-password"
 #: Simulated seconds between two looks at the bounds.
@@ -57,7 +60,7 @@ class Counting:
         self.local = counts.local
 
     def degraded(self, command: int, reason: str) -> None:
-        self._world.degraded += 1
+        self._world.degraded[command] += 1
         self._degraded(command, reason)
 
 
@@ -76,19 +79,10 @@ class World:
         self.max_value = max(4000, self.largest + 100)
         self.requests = 0
         self.checked = 0
-        self.asked: Counter[tuple[int, bytes, bytes]] = Counter()
-        """How often clients asked for what changes something: (loud opcode, key, value)."""
-        self.executed: Counter[tuple[int, bytes, bytes]] = Counter()
-        self.written: dict[bytes, bytes] = {}
-        """By value: the key that it is for."""
-        self.carried_out: set[bytes] = set()
-        self.version = 0
-        """Changes that servers have carried out."""
-        self.versions: dict[bytes, int] = {}
-        """By value: when it was stored."""
-        self.acknowledged: dict[bytes, int] = {}
-        """By key: the latest version that a client knows of."""
-        self.degraded = 0
+        self.degraded = [0] * 256
+        """By loud opcode: how often something was told without an answer of a server."""
+        self.strays = 0
+        """How often a key came to a server that is not its own."""
         self.disturbed = 0
         """How often something vanished rightly."""
         self.refused = False
@@ -97,7 +91,8 @@ class World:
         self.stops_reading = float("inf")
         self.problems: list[str] = []
         self.clients: dict[Client, None] = {}
-        self.credentials = True
+        self.login_required = random.random() < 0.15
+        self.stopped = False
         self._build()
 
     # Made of
@@ -111,6 +106,9 @@ class World:
             reactor.faults = Faults(calm)
             reactor.faults.latency = 0.0005
         servers = random.choice((1, 1, 2, 3))
+        login = Credentials(username="user", password=Secret(PASSWORD)).initial_response()
+        self.histories = [History(login, servers)]
+        self.logins = {history.login: history for history in self.histories}
         self.hosts = [Host(self, index) for index in range(servers)]
         if not self.rough:
             for host in self.hosts:
@@ -124,6 +122,7 @@ class World:
                 "on-unavailable": random.choice(("miss", "error")),
                 "hashing": random.choice(("ketama", "modula")),
                 "drain-timeout": "2",
+                "client-auth": "required" if self.login_required else "open",
             },
             {"MEMTUNNEL_PASSWORD": PASSWORD},
         )
@@ -134,8 +133,6 @@ class World:
             max_buffer=random.choice((20_000, 200_000)) if tight else config.max_buffer,
         )
         self.timeout = config.request_timeout
-        assert config.credentials is not None
-        self.login = config.credentials.initial_response()
         turn = reactor.turn = Turn(reactor)
         turn.driven = random.random() < 0.5
         reactor.dialled = self._dialled
@@ -190,10 +187,17 @@ class World:
         if failure is not None:
             self.problem(f"{words}: {failure.getTraceback()}")
 
-    @property
-    def strayed(self) -> bool:
-        """Whether another server has served a key: then older values may show."""
-        return any(server.counts.failovers for server in self.tunnel.cluster.servers)
+    def moved(self, history: History, key: bytes, server: int) -> None:
+        """A key is served by another server than before, or for the first time."""
+        if key == PROBE_KEY:
+            return  # every server is asked for it
+        history.moved(key, server)
+        if server != self.tunnel.cluster.router.server_of(key):
+            self.strays += 1
+
+    def history_of(self, client: int) -> History:
+        """That of the login which this client has."""
+        return self.histories[client % len(self.histories)]
 
     # What happens
 
@@ -335,6 +339,9 @@ class World:
         budget = self.tunnel.budget
         if not 0 <= budget.used <= budget.limit + OVERRUN:
             self.fail(f"{budget.used} bytes are in use, of {budget.limit}")
+        moved = sum(pool.server.counts.failovers for pool in self.worker.logins.default.pools)
+        if self.strays > moved:
+            self.fail(f"keys have come to other servers {self.strays} times, and moved {moved}")
         for host, pool in zip(self.hosts, self.worker.logins.default.pools, strict=True):
             # What a server says rightly, be it late, never costs its connection.
             if sum(pool.server.counts.desync.values()) > host.lies_told:
