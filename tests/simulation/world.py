@@ -24,12 +24,14 @@ from memtunnel import worker as worker_module
 from memtunnel.config import load
 from memtunnel.core.mux import MAX_ENTRIES
 from memtunnel.net import upstream as upstream_module
+from memtunnel.net.pool import Pool
 from memtunnel.net.turn import Turn
 from memtunnel.net.upstream import PROBE_KEY, State
 from memtunnel.wire.sasl import Credentials, Secret
 from memtunnel.worker import Worker
 from simulation.binary import Binary
 from simulation.clients import Client
+from simulation.events import Events, no_time_of_day
 from simulation.history import History
 from simulation.network import START, Faults, Port, Reactor, Server, Socket
 from simulation.servers import Host, PlainExpectation, PlainTLSFactory
@@ -74,6 +76,9 @@ class World:
         self.reactor = Reactor(random)
         self.rough = random.random() < 0.85
         """Whether anything goes wrong."""
+        self.stormy = self.rough and random.random() < 0.15
+        """Whether servers come and go all the time, so that keys move between them."""
+        self.keys = 4 if self.stormy else 12
         self.quota = random.choice((100, 300, 600))
         self.largest = random.choice((0, 200, 200, 3000, 30_000))
         self.max_value = max(4000, self.largest + 100)
@@ -86,7 +91,6 @@ class World:
         self.disturbed = 0
         """How often something vanished rightly."""
         self.refused = False
-        self.drained = True
         self.ending = False
         self.stops_reading = float("inf")
         self.problems: list[str] = []
@@ -105,7 +109,7 @@ class World:
             calm.random = lambda: 0.99  # type: ignore[method-assign]
             reactor.faults = Faults(calm)
             reactor.faults.latency = 0.0005
-        servers = random.choice((1, 1, 2, 3))
+        servers = 3 if self.stormy else random.choice((1, 1, 2, 3))
         login = Credentials(username="user", password=Secret(PASSWORD)).initial_response()
         self.histories = [History(login, servers)]
         self.logins = {history.login: history for history in self.histories}
@@ -118,10 +122,10 @@ class World:
                 "server": [f"server{index}.example:11219" for index in range(servers)],
                 "username": "user",
                 "pool-size": str(random.choice((1, 2, 3))),
-                "failover": random.choice(("on", "off")),
+                "failover": "on" if self.stormy else random.choice(("on", "off")),
                 "on-unavailable": random.choice(("miss", "error")),
                 "hashing": random.choice(("ketama", "modula")),
-                "drain-timeout": "2",
+                "drain-timeout": random.choice(("0.1", "0.5", "2")),
                 "client-auth": "required" if self.login_required else "open",
             },
             {"MEMTUNNEL_PASSWORD": PASSWORD},
@@ -132,6 +136,7 @@ class World:
             max_value_size=self.max_value,
             max_buffer=random.choice((20_000, 200_000)) if tight else config.max_buffer,
         )
+        self.config = config
         self.timeout = config.request_timeout
         turn = reactor.turn = Turn(reactor)
         turn.driven = random.random() < 0.5
@@ -146,11 +151,13 @@ class World:
                 ("expectation", lambda *_: PlainExpectation()),
             ):
                 stack.enter_context(patch.object(worker_module, name, value))
-            self.worker = Worker(config, reactor, None, turn, 50)
+            max_clients = random.choice((50, 50, 50, 3))
+            self.worker = Worker(config, reactor, None, turn, max_clients)
         self.tunnel = self.worker.tunnel
         self.tunnel.counts = Counting(self, self.tunnel.counts)
         self.listener = self.worker.listener()
         self.worker.serve(self.listener, Port())
+        self.events = Events(self)
 
     def _dialled(self, sock: Socket, address: str, port: int) -> None:
         self.hosts[int(address.rpartition(".")[2]) - 1].dialled(sock)
@@ -210,6 +217,7 @@ class World:
                     "TLSFactory",
                     lambda _, __, wrapped: PlainTLSFactory(self, wrapped),
                 ),
+                no_time_of_day(self.seed),
                 patch.object(worker_module.gc, "freeze"),
                 patch.object(worker_module.gc, "set_threshold"),
             ):
@@ -225,11 +233,7 @@ class World:
             self.reactor.at(random.random() * 0.5 if number else 0.0, self._connect, number)
         self.awaited = clients
         self.coming = clients
-        if self.rough:
-            self.reactor.at(random.random() * 2, self._trouble)
-        drains = self.rough and random.random() < 0.15
-        if drains:
-            self.reactor.at(random.random() * 2, self._drain)
+        self.events.begin()
         self._pass_until(lambda: not self.awaited, LONGEST)
         self._heal()
         self._pass_until(lambda: not self.awaited, FAREWELL)
@@ -248,16 +252,20 @@ class World:
             self._check_bounds()
 
     def _connect(self, number: int) -> None:
-        kind = Binary if self.random.random() < 0.5 else Text
-        client = kind(self, number)
-        if self.stops_reading < self.reactor.now:
+        if self.stopped or self.stops_reading < self.reactor.now:
             self.awaited -= 1
             return
-        sock = Socket(self.reactor)
-        sock.peer = client
         protocol = self.listener.buildProtocol(None)
         if protocol is None:
-            self.fail(f"{client.name} is not let in")
+            status = self.worker.status
+            if status.clients < status.max_clients:
+                self.fail(f"client {number} is not let in")
+            self.reactor.at(0.05, self._connect, number)
+            return
+        kind = Binary if self.random.random() < 0.5 else Text
+        client = kind(self, number)
+        sock = Socket(self.reactor)
+        sock.peer = client
         self.clients[client] = None
         self.tell(client.name, "comes")
         transport = Server(sock, protocol, self.reactor)
@@ -272,53 +280,6 @@ class World:
             self.coming += 1
         else:
             self.awaited -= 1
-
-    def _trouble(self) -> None:
-        """Something happens to a server, and passes."""
-        if self.ending:
-            return
-        random = self.random
-        host = random.choice(self.hosts)
-        what = random.choice(_TROUBLES)
-        lasts = random.choice((0.05, 0.3, 0.6, 1.5, 3.0))
-        self.tell(host.name, "%s, for %.2f s", what, lasts)
-        if what in ("no", "never", "unreachable", "unknown"):
-            host.answers_dials = what
-            if random.random() < 0.7:
-                host.restart(loses=random.random() < 0.5)
-        elif what == "restart":
-            host.restart(loses=random.random() < 0.5)
-        elif what == "stall":
-            host.stall(data_only=random.random() < 0.4)
-        elif what == "one connection stalls":
-            if host.connections:
-                random.choice(list(host.connections)).stalled = True
-        elif what == "login refused":
-            host.takes_login = False
-            host.restart(loses=False)
-        elif what == "drain":
-            for upstream in self.worker.logins.default.pools[self.hosts.index(host)].upstreams:
-                # It is to be replaced as if it had reached its age.
-                upstream.retires = self.reactor.now
-        else:
-            host.handshakes = what
-            host.restart(loses=False)
-        self.reactor.at(lasts, self._passes, host, what)
-        self.reactor.at(lasts * random.random() * 3, self._trouble)
-
-    def _passes(self, host: Host, what: str) -> None:
-        if what in ("stall", "one connection stalls"):
-            host.resume()
-        host.answers_dials, host.takes_login, host.handshakes = "yes", True, "fine"
-
-    def _drain(self) -> None:
-        self.tell("tunnel", "drains")
-        self.stops_reading = self.reactor.now + 2.0
-        self.drained = False
-        self.worker.drain().addCallback(self._has_drained)
-
-    def _has_drained(self, _: object) -> None:
-        self.drained = True
 
     def _heal(self) -> None:
         self.tell("world", "heals")
@@ -339,10 +300,11 @@ class World:
         budget = self.tunnel.budget
         if not 0 <= budget.used <= budget.limit + OVERRUN:
             self.fail(f"{budget.used} bytes are in use, of {budget.limit}")
-        moved = sum(pool.server.counts.failovers for pool in self.worker.logins.default.pools)
+        moved = sum(counts.failovers for counts in self.worker.metrics.servers.values())
         if self.strays > moved:
             self.fail(f"keys have come to other servers {self.strays} times, and moved {moved}")
-        for host, pool in zip(self.hosts, self.worker.logins.default.pools, strict=True):
+        for pool in self.worker.logins.pools:
+            host = self.host_of(pool)
             # What a server says rightly, be it late, never costs its connection.
             if sum(pool.server.counts.desync.values()) > host.lies_told:
                 self.fail(f"{host.name} is accused of lies that it has not told")
@@ -350,13 +312,25 @@ class World:
                 if upstream.mux.load > MAX_ENTRIES or upstream.mux.load < 0:
                     self.fail(f"a connection carries {upstream.mux.load} requests")
 
+    def stop(self) -> None:
+        self.stopped = True
+        self.worker.stop()
+
+    def host_of(self, pool: Pool) -> Host:
+        return self.hosts[int(pool.target.host.removeprefix("server").partition(".")[0])]
+
+    def pool_of(self, host: Host) -> Pool:
+        return self.worker.logins.default.pools[host.index]
+
     def _recovered(self) -> bool:
+        if self.stopped:
+            return not any(pool.upstreams for pool in self.worker.logins.pools)
         return all(
             pool.count(State.WARM) == pool.size
             and len(pool.upstreams) == pool.size
             and not pool.server.refusing
             and not any(upstream.mux.load for upstream in pool.upstreams)
-            for pool in self.worker.logins.default.pools
+            for pool in self.worker.logins.pools
         )
 
     def _check_end(self) -> None:
@@ -366,18 +340,18 @@ class World:
             states = [
                 [(str(one.state), one.mux.load) for one in pool.upstreams]
                 + [pool.last_lost, pool.server.breaker.state.value]
-                for pool in self.worker.logins.default.pools
+                for pool in self.worker.logins.pools
             ]
             self.fail(f"servers are well, and the tunnel is not: {states}")
         left: list[tuple[str, object]] = [
             ("bytes of the budget", tunnel.budget.used),
-            ("a drain", not self.drained),
+            ("a drain", not self.events.drained),
             ("deadlines", bool(tunnel.deadlines)),
             ("clients", self.worker.status.clients),
             ("paused clients", self.listener.paused),
             ("clients counted", self.listener.counts.connections),
         ]
-        for pool in self.worker.logins.default.pools:
+        for pool in self.worker.logins.pools:
             left.append(("requests waiting", pool.server.queued or len(pool.server.queue)))
             for upstream in pool.upstreams:
                 left.append(("in flight", upstream.mux.in_flight))
@@ -385,16 +359,10 @@ class World:
         for what, number in left:
             if number:
                 self.fail(f"left at the end: {what}, {number}")
-        self.worker.stop()
-        self._pass_until(lambda: False, 2.0)
+        if not self.stopped:
+            self.stop()
+            self._pass_until(lambda: False, 2.0)
         if self.reactor.sockets:
             self.fail(f"{len(self.reactor.sockets)} sockets are open after the end")
         if calls := self.reactor.pending:
             self.fail(f"calls are still due after the end: {calls}")
-
-
-_TROUBLES = (
-    *("no", "never", "unreachable", "restart", "restart", "stall", "stall", "stall", "drain"),
-    *("one connection stalls",) * 4,
-    *("drain", "unknown", "login refused", "untrusted", "cut", "never shaken"),
-)
