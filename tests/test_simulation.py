@@ -3,6 +3,7 @@
 Many more seeds are run by ``python -m simulation`` in this folder.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,9 +14,14 @@ from memtunnel.core import lane, mux, server
 from memtunnel.core.binary_session import BinarySession
 from memtunnel.core.intake import Intake
 from memtunnel.core.request import Request
-from memtunnel.net.upstream import State, Upstream
+from memtunnel.core.session import Session
+from memtunnel.net.logins import Logins
+from memtunnel.net.turn import Turn
+from memtunnel.net.upstream import State, Target, Upstream
 from memtunnel.wire import binary
 from memtunnel.wire.binary import Opcode
+from memtunnel.wire.sasl import Credentials
+from memtunnel.worker import Worker
 
 SEEDS = range(30)
 #: Seeds in which a bug has to show.
@@ -169,6 +175,70 @@ def moves_on_while_something_is_in_flight(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lane.Lane, "send", restless)
 
 
+def moves_back_to_a_server_that_has_returned(patch: pytest.MonkeyPatch) -> None:
+    def anywhere(self: Session, request: Request, now: float) -> bool:
+        lane, frame = request.lane, request.frame
+        assert lane is not None
+        assert frame is not None
+        servers = self.cluster.servers
+        for index in self.cluster.router.order_of(binary.key_of(frame)):
+            if self.tunnel.policy.failover and not servers[index].refusing:
+                lane.server.counts.failovers += 1
+                request.lane = self._open_lane(index)
+                request.lane.send(request, now)
+                return True
+        return False
+
+    patch.setattr(Session, "fail_over", anywhere)
+
+
+def sends_keys_to_any_server(patch: pytest.MonkeyPatch) -> None:
+    def any_lane(self: Session, key: bytes) -> lane.Lane:
+        return self._open_lane(len(key) % len(self._lanes))
+
+    patch.setattr(Session, "_lane_of", any_lane)
+
+
+def forgets_what_is_compared(patch: pytest.MonkeyPatch) -> None:
+    send_all = mux.Multiplexer.send_all
+
+    def careless(self: mux.Multiplexer, requests: list[Request], size: int) -> None:
+        for request in requests:
+            assert request.frame is not None
+            request.frame = request.frame[:16] + bytes(8) + request.frame[24:]
+        send_all(self, requests, size)
+
+    patch.setattr(mux.Multiplexer, "send_all", careless)
+
+
+def takes_any_login(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Credentials, "verify", lambda self, message: True)
+
+
+def shares_connections_among_logins(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Logins, "log_in", lambda self, credentials: self.default.cluster)
+
+
+def closes_what_need_not_change(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Target, "leads_to", lambda self, other: self is other)
+
+
+def closes_clients_when_settings_change(patch: pytest.MonkeyPatch) -> None:
+    reload = Worker.reload
+
+    def rude(self: Worker, *settings: Any) -> None:
+        reload(self, *settings)
+        for listener in self.listeners:
+            for client in listener.clients:
+                client.finish()
+
+    patch.setattr(Worker, "reload", rude)
+
+
+def asks_for_the_time_of_day(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Turn, "now", property(lambda self: time.time()))
+
+
 BUGS = [
     retries_writes,
     accepts_a_wrong_opaque,
@@ -183,6 +253,14 @@ BUGS = [
     writes_before_the_handshake,
     keeps_what_it_reserved,
     moves_on_while_something_is_in_flight,
+    moves_back_to_a_server_that_has_returned,
+    sends_keys_to_any_server,
+    forgets_what_is_compared,
+    takes_any_login,
+    shares_connections_among_logins,
+    closes_what_need_not_change,
+    closes_clients_when_settings_change,
+    asks_for_the_time_of_day,
 ]
 
 

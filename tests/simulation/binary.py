@@ -67,19 +67,19 @@ class Binary(Client):
         )
 
     def speak(self) -> bytes:
-        return self.world.random.choice(_SPEECH)(self)
+        said: bytes = self.pick(_SPEECH)(self)
+        return said
 
     def _get(self) -> bytes:
-        return self._ask(self.world.random.choice(_GETS), self.key_to_read())
+        return self._ask(self.pick(_GETS), self.key_to_read())
 
     def _store(self) -> bytes:
         key = self.key()
-        return self._ask(self.world.random.choice(_STORES), key, self.value(key))
+        return self._ask(self.pick(_STORES), key, self.value(key))
 
     def _compare(self) -> bytes:
-        random = self.world.random
         key = self.key()
-        opcode = random.choice((O.SET, O.SET, O.SETQ, O.REPLACE, O.REPLACEQ, O.DELETE, O.DELETEQ))
+        opcode = self.pick((O.SET, O.SET, O.SETQ, O.REPLACE, O.REPLACEQ, O.DELETE, O.DELETEQ))
         value = self.value(key) if LOUD[opcode] in STORES else b""
         return self._ask(opcode, key, value, cas=self.cas_for(key))
 
@@ -88,11 +88,12 @@ class Binary(Client):
         random = self.world.random
         largest = self.world.max_value
         key = self.mine + b"big"
-        draw = random.random()
+        draw = self.draw()
         if draw < 0.6:
-            return self._ask(O.SET, key, self.value(key, largest - random.randint(0, 3)))
-        opcode = random.choice((O.SET, O.SETQ, O.ADD, O.REPLACEQ))
-        said = self._ask(opcode, key, self.value(key, largest + random.choice((1, 2, 5000))))
+            size = self.world.sure_value - random.randint(0, 3)
+            return self._ask(O.SET, key, self.value(key, size))
+        opcode = self.pick((O.SET, O.SETQ, O.ADD, O.REPLACEQ))
+        said = self._ask(opcode, key, self.value(key, largest + self.pick((1, 2, 5000))))
         if LOUD[opcode] == O.SET:
             self.drops(key)
         self.owed[-1].words = Status.TOO_LARGE
@@ -102,19 +103,17 @@ class Binary(Client):
         return self._ask(O.GET, self.mine + b"big")
 
     def _delete(self) -> bytes:
-        return self._ask(self.world.random.choice((O.DELETE, O.DELETE, O.DELETEQ)), self.key())
+        return self._ask(self.pick((O.DELETE, O.DELETE, O.DELETEQ)), self.key())
 
     def _join(self) -> bytes:
-        random = self.world.random
-        if random.random() < 0.2:
-            return self._ask(random.choice((O.SET, O.ADD)), self.log, self.value(self.log, 0))
-        return self._ask(random.choice(_JOINS), self.log, b"<%d>" % self.stamp)
+        if self.draw() < 0.2:
+            return self._ask(self.pick((O.SET, O.ADD)), self.log, self.value(self.log, 0))
+        return self._ask(self.pick(_JOINS), self.log, b"<%d>" % self.stamp)
 
     def _count(self) -> bytes:
-        random = self.world.random
-        expires = NEVER_CREATE if random.random() < 0.3 else 0
+        expires = NEVER_CREATE if self.draw() < 0.3 else 0
         numbers = _NUMBERS.pack(self.stamp, 7, expires)
-        return self._ask(random.choice(_COUNTS), self.counter, extras=numbers)
+        return self._ask(self.pick(_COUNTS), self.counter, extras=numbers)
 
     def _touch(self) -> bytes:
         return self._ask(O.TOUCH, self.key())
@@ -123,20 +122,19 @@ class Binary(Client):
         return self._ask(O.NOOP)
 
     def _local(self) -> bytes:
-        return self._ask(self.world.random.choice(_LOCAL))
+        return self._ask(self.pick(_LOCAL))
 
     def _statistics(self) -> bytes:
-        return self._ask(O.STAT, self.world.random.choice(_STATISTICS))
+        return self._ask(O.STAT, self.pick(_STATISTICS))
 
     def _flush(self) -> bytes:
-        if self.world.random.random() < 0.9:
+        if self.draw() < 0.9:
             return self._no_op()
-        return self._ask(self.world.random.choice((O.FLUSH, O.FLUSHQ)))
+        return self._ask(self.pick((O.FLUSH, O.FLUSHQ)))
 
     def _nonsense(self) -> bytes:
         """Well framed, and no request."""
-        random = self.world.random
-        opcode, key, status = random.choice(
+        opcode, key, status = self.pick(
             (
                 (_UNKNOWN, b"key", Status.UNKNOWN_COMMAND),
                 (O.GET, _LONG, Status.INVALID),
@@ -151,15 +149,14 @@ class Binary(Client):
         return said
 
     def speak_untrusted(self) -> bytes:
-        random = self.world.random
-        draw = random.random()
+        draw = self.draw()
         if draw < 0.4:
             return self._local()
         if draw < 0.5:
             return self.log_in(right=draw < 0.47)
         # Anything else is the last that the tunnel takes.
         self.leaving = "is not let in"
-        said = random.choice((self._get, self._store, self._count, self._no_op))()
+        said: bytes = self.pick((self._get, self._store, self._count, self._no_op))()
         self.owed[-1].words = Status.AUTH_FAILED
         return said
 
@@ -174,14 +171,14 @@ class Binary(Client):
 
     def farewell(self) -> None:
         if self.trusted:
-            self.say(self._ask(O.QUIT if self.world.random.random() < 0.7 else O.QUITQ))
+            self.say(self._ask(O.QUIT if self.draw() < 0.7 else O.QUITQ))
         else:
             self.sock.put_end()
 
     # What it hears
 
     def received(self, data: bytes) -> None:
-        if self.over:
+        if self.over or self.leaving == "is refused":
             return
         data = self._buffer + data
         position = 0
@@ -195,6 +192,8 @@ class Binary(Client):
                 break
             self.heard += stop - position
             self._hear(data, position, opcode, status, opaque, keys, extras, stop)
+            if self.leaving == "is refused":
+                return
             position = stop
         self._buffer = data[position:]
         if not self.owed:
@@ -212,13 +211,15 @@ class Binary(Client):
         stop: int,
     ) -> None:
         owed = self.owed
-        number = opaque & 0xFFFFFFFF
-        while owed and owed[0].number != number and owed[0].quiet:
+        while owed and owed[0].number != opaque and owed[0].quiet:
             self._heard_nothing(owed.popleft())
-        if not owed or owed[0].number != number or LOUD[opcode] != owed[0].opcode:
+        if status == Status.AUTH_FAILED and self.may_be_refused:
+            self.is_refused()
+            return
+        if not owed or owed[0].number != opaque or LOUD[opcode] != owed[0].opcode:
             first = owed[0] if owed else None
             self.world.fail(
-                f"{self.name} was told {opcode:#x}, status {status}, opaque {number}, "
+                f"{self.name} was told {opcode:#x}, status {status}, opaque {opaque}, "
                 f"and is owed {first and (first, first.number)}"
             )
         ask = owed[0]
@@ -233,6 +234,8 @@ class Binary(Client):
             return
         owed.popleft()
         (cas,) = _cas_at(data, start + 16)
+        if loud == O.SASL_AUTH and status == Status.OK:
+            self.welcomed(ask)
         if ask.words is not None:
             self._hear_refusal(ask, status, value)
         elif loud in GETS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 O = Opcode  # noqa: E741
-#: Seconds by which an answer may be later than its deadline.
-LATE = 0.05
 #: Requests that a client lets be owed.
 MOST_OWED = 400
 #: A CAS value that no item has.
@@ -58,7 +57,17 @@ class Ask:
     """One request, and what was known when it was made."""
 
     __slots__ = ("cas", "degraded", "deletes", "disturbed", "end", "flags", "floors", "key")
-    __slots__ += ("number", "opaque", "opcode", "payload", "quiet", "seen", "value", "version")
+    __slots__ += (
+        "moves",
+        "number",
+        "opaque",
+        "opcode",
+        "payload",
+        "quiet",
+        "seen",
+        "value",
+        "version",
+    )
     __slots__ += ("words",)
 
     def __init__(
@@ -85,6 +94,7 @@ class Ask:
         """Where it ends in what the client says."""
         self.seen = 0
         self.floors: Floors = history.acknowledged.get(key, history.no_floors)
+        self.moves = history.moves.get(key, 0)
         self.version = history.version
         self.degraded = world.degraded[opcode]
         self.deletes = client.deletes.get(key, 0)
@@ -119,8 +129,10 @@ class Client(Peer):
         """It stopped in mid-frame."""
         self.lenient = False
         """It did not read, and may wait."""
-        self.trusted = not world.login_required
+        self.trusted = world.auth != "required"
         """Whether the tunnel will take its next request, as far as the login goes."""
+        self.unknown = False
+        """Whether its own login is one that no server takes."""
         self.said = 0
         self.heard = 0
         self.due = 0.0
@@ -139,6 +151,7 @@ class Client(Peer):
         self.log = b"%d-log" % number
         self.counter = b"%d-count" % number
         self.number_of_next = 1
+        self.draw = world.random.random
         self._made = 0
         """Bytes of all that it has made up to say."""
         self._acting = False
@@ -150,11 +163,17 @@ class Client(Peer):
         self.sock = sock
         self.transport = transport
         draw = self.world.random.random()
-        if self.world.login_required:
+        if self.world.auth == "required":
             # Most have the right login, some the wrong one, and some do not know that it takes one.
             if draw < 0.9:
                 self.say(self.log_in(right=draw < 0.75))
-        elif draw < 0.3:
+        elif self.world.auth == "passthrough":
+            if draw > 0.9:
+                self.unknown = True
+                self.history = self.world.no_history()
+            if self.unknown or draw < 0.3 or self.history is not self.world.histories[0]:
+                self.say(self.log_in(right=True))
+        elif draw < 0.3 and not self.world.rotates:
             self.say(self.log_in(right=draw < 0.27))
         self.act_soon()
 
@@ -184,9 +203,10 @@ class Client(Peer):
         if len(self.owed) < MOST_OWED:
             self.say(self.speech(random.randint(1, self.most)))
         draw = random.random()
-        if draw < 0.1:
-            self.act_soon(random.random() * 0.02)
-        elif draw < 0.003 + 0.1 and world.rough and not self.leaving:
+        if draw < world.haste:
+            # It does not wait for its answers.
+            self.act_soon(random.random() * world.pause)
+        elif draw < world.haste + 0.003 and world.rough and not self.leaving:
             self.misbehave()
 
     def speech(self, number: int) -> bytes:
@@ -301,20 +321,22 @@ class Client(Peer):
 
     # What it asks for
 
+    def pick(self, things: Sequence[Any]) -> Any:
+        """One of them: what `Random.choice` takes three times as long for."""
+        return things[int(self.draw() * len(things))]
+
     def key(self) -> bytes:
-        draw = self.world.random.random()
+        draw = self.draw()
         if draw < 0.3:
             return b"shared%d" % (draw * 20)
         return b"%d-own%d" % (self.number, draw * self.world.keys)
 
     def key_to_read(self) -> bytes:
         """The same, or its log, or what only somebody else writes."""
-        draw = self.world.random.random()
-        if draw < 0.94:
+        draw = self.draw()
+        if draw > 0.06:
             return self.key()
-        if draw < 0.97:
-            return self.log
-        return b"%d-own%d" % (self.number + 1, draw * 12)
+        return self.log if draw < 0.03 else b"%d-own%d" % (self.number + 1, draw * 200)
 
     @property
     def stamp(self) -> int:
@@ -369,6 +391,27 @@ class Client(Peer):
 
     # What follows from what it hears
 
+    @property
+    def may_be_refused(self) -> bool:
+        """Whether a server may have refused its own login, which it may be told at any time."""
+        world = self.world
+        return world.auth == "passthrough" and (self.unknown or world.login_trouble)
+
+    def is_refused(self) -> None:
+        """Nothing more is taken of what it asks."""
+        self.world.tell(self.name, "is refused")
+        self.leaving = "is refused"
+        self.owed.clear()
+        self.sock.put_end()
+
+    def welcomed(self, ask: Ask) -> None:
+        """Its login is taken; what came behind it counts from now on."""
+        world = self.world
+        if self.unknown and world.degraded[O.SASL_AUTH] == ask.degraded:
+            self.wrong("that it is welcome", ask)
+        if world.auth == "passthrough":
+            self.due = world.reactor.now + world.timeout + world.late + 2 * world.max_value / RATE
+
     def wrong(self, told: object, ask: object) -> None:
         self.world.fail(f"{self.name} was told {told} for {ask}")
 
@@ -386,7 +429,7 @@ class Client(Peer):
         writes = self.transport.writes
         while writes[0][0] < stop:
             writes.popleft()
-        due = reads[0][1] + world.timeout + LATE + self.grace(ask)
+        due = reads[0][1] + world.timeout + world.late + self.grace(ask)
         if due > self.due:
             self.due = due
         if writes[0][1] > self.due and not self.lenient:
@@ -451,15 +494,16 @@ class Client(Peer):
         if len(set(joined)) != len(joined):
             self.wrong(f"{value[:80]!r}", ask)
 
-    def missed(self, ask: Ask, key: bytes = b"") -> None:
+    def missed(self, ask: Ask) -> None:
         """What it wrote itself is there, if nothing was lost or moved, and the tunnel says so."""
         world = self.world
-        key = key or ask.key
+        key = ask.key
         present = self.present.get(key)
         if (
             present is not None
+            and present == (world.disturbed, ask.moves)
+            and ask.moves == self.history.moves.get(key, 0)
             and world.degraded[ask.opcode] == ask.degraded
-            and present == (world.disturbed, self.history.moves[key])
         ):
             self.wrong(f"that {key!r} is not there, and it is,", ask)
 
@@ -505,11 +549,13 @@ class Client(Peer):
 
     def _deleted(self, ask: Ask) -> None:
         key = ask.key
-        server = self.history.deleted.get(key)
-        if server is None:
+        servers = self.history.deleted_by(key, ask.version)
+        if not servers:
             self.world.fail(f"{self.name} was told that {ask} is done, and it is not")
-        known = self.floors.get(key, self.history.no_floors)[server]
-        self.raise_floor(key, server, max(known, ask.version) + 1)
+        if len(servers) == 1:  # else it is not known which of them it was
+            (server,) = servers
+            known = self.floors.get(key, self.history.no_floors)[server]
+            self.raise_floor(key, server, max(known, ask.version) + 1)
 
     def counted(self, ask: Ask, number: int) -> None:
         """A counter was set to this by what was asked."""

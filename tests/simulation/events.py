@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 from memtunnel.core import answers, binary_session, lane, mux, server, session, text_session
 from memtunnel.net import downstream
+from memtunnel.net.upstream import State
 
 if TYPE_CHECKING:
     from simulation.servers import Host
@@ -18,26 +19,29 @@ if TYPE_CHECKING:
 
 #: Where constants can be changed: not in what is compiled.
 IS_PLAIN = mux.__file__.endswith(".py")
-#: Bounds that are out of reach for so few clients as there are here, and lower ones.
+#: Bounds that are out of reach for so few clients as there are here, and lower ones. Those on bytes
+#: are above the 64 KiB that a transport holds before it tells that it has too much.
 _BOUNDS: tuple[tuple[str, int, tuple[Any, ...]], ...] = (
     ("MAX_ENTRIES", 40, (mux, lane, server)),
     ("MAX_UNSENT", 30_000, (mux, lane, server)),
-    ("MAX_BODY", 64_000, (mux,)),
     ("FULL_REQUESTS", 50, (answers, session)),
-    ("FULL_BYTES", 60_000, (answers,)),
-    ("CHOKED_BYTES", 150_000, (answers, downstream)),
+    ("FULL_BYTES", 100_000, (answers,)),
+    ("CHOKED_BYTES", 200_000, (answers, downstream)),
     ("REQUESTS_A_TURN", 7, (session, binary_session, text_session)),
-    ("MAX_SWALLOW", 3000, (session,)),
 )
 
 _AWAY = ("no", "never", "unreachable", "unknown")
 _TROUBLES = (
     *("no", "never", "unreachable", "restart", "restart", "stall", "stall", "stall", "drain"),
     *("one connection stalls",) * 4,
-    *("drain", "unknown", "login refused", "untrusted", "cut", "never shaken"),
+    *("drain", "unknown", "login refused", "untrusted", "cut", "never shaken", "stall, then cut"),
 )
-#: Where keys are to move from server to server all the time.
-_STORM = ("no", "no", "no", "unreachable", "restart", "stall", "stall", "one connection stalls")
+#: Where keys are to move from server to server all the time. A server that stalls is passed over;
+#: what it has read of that time, or has not, is lost when it cuts its connections.
+_STORM = (
+    *("no", "no", "no", "unreachable", "restart", "stall", "one connection stalls"),
+    *("stall, then cut",) * 3,
+)
 
 
 @contextmanager
@@ -50,12 +54,12 @@ def no_time_of_day(seed: int) -> Iterator[None]:
         yield
 
 
-def lower_bounds(stack: ExitStack, random: Random) -> dict[str, int]:
-    """Lower some of the bounds, if that is possible; those that were, by name."""
-    lowered: dict[str, int] = {}
+def lower_bounds(stack: ExitStack, random: Random) -> set[str]:
+    """Lower some of the bounds, if that is possible; the names of those that were."""
+    lowered: set[str] = set()
     for name, low, modules in _BOUNDS:
         if IS_PLAIN and random.random() < 0.5:
-            lowered[name] = low
+            lowered.add(name)
             for module in modules:
                 stack.enter_context(patch.object(module, name, low))
     return lowered
@@ -74,6 +78,9 @@ class Events:
         world = self._world
         random = self._random
         at = world.reactor.at
+        if random.random() < 0.25:
+            world.sure_value -= 500
+            at(random.random(), self._reload)
         if world.rough:
             for _ in range(len(world.hosts) if world.stormy else 1):
                 at(random.random() * (0.3 if world.stormy else 2), self._trouble)
@@ -102,18 +109,19 @@ class Events:
                 host.restart(loses=random.random() < 0.5)
         elif what == "restart":
             host.restart(loses=random.random() < 0.5)
-        elif what == "stall":
+        elif what.startswith("stall"):
             host.stall(data_only=random.random() < 0.4)
         elif what == "one connection stalls":
             if host.connections:
-                random.choice(list(host.connections)).stalled = True
+                random.choice(list(host.connections)).stall()
         elif what == "login refused":
             host.takes_login = False
             host.restart(loses=False)
         elif what == "drain":
-            for upstream in world.pool_of(host).upstreams:
-                # It is to be replaced as if it had reached its age.
-                upstream.retires = world.reactor.now
+            for pool in world.pools_of(host):
+                for upstream in pool.upstreams:
+                    # It is to be replaced as if it had reached its age.
+                    upstream.retires = world.reactor.now
         else:
             host.handshakes = what
             host.restart(loses=False)
@@ -121,7 +129,9 @@ class Events:
         world.reactor.at(lasts * random.random() * 3, self._trouble)
 
     def _passes(self, host: Host, what: str) -> None:
-        if what in ("stall", "one connection stalls"):
+        if what == "stall, then cut":
+            host.restart(loses=False)
+        if "stall" in what:
             host.resume()
         host.answers_dials, host.takes_login, host.handshakes = "yes", True, "fine"
 
@@ -150,3 +160,47 @@ class Events:
             world.tell("tunnel", "stops")
             self.drained = True
             world.stop()
+
+    # Other settings
+
+    def _reload(self) -> None:
+        """The tunnel reads other settings."""
+        world = self._world
+        if world.ending or world.stopped or not self.drained:
+            return
+        random = self._random
+        settings = world.settings
+        before = dict(settings), list(world.configured)
+        draw = random.random()
+        if draw < 0.5:
+            everyone = range(len(world.hosts))
+            world.configured = sorted(random.sample(everyone, random.randint(1, len(everyone))))
+        elif draw < 0.65:
+            settings["max-value-size"] = random.choice(
+                (str(world.sure_value), str(world.max_value))
+            )
+        elif draw < 0.75 and world.rotates:
+            world.rotate()
+        if random.random() < 0.5:
+            settings["pool-size"] = random.choice(("1", "2", "3"))
+        if random.random() < 0.3:
+            settings["request-timeout"] = random.choice(("0.3", "0.4"))
+        world.tell("tunnel", "reads settings: %s, servers %s", settings, world.configured)
+        if world.configured != before[1]:
+            world.reshaped = True
+        self._mark_kept(before[0], set(before[1]) & set(world.configured))
+        world.config = config = world.configure()
+        world.worker.reload(config, None, world.max_clients)
+        world.reactor.at(random.random(), self._reload)
+
+    def _mark_kept(self, before: dict[str, str], staying: set[int]) -> None:
+        """Where all is well, servers that are as they were keep their connections."""
+        world = self._world
+        now = world.settings
+        same = before["max-value-size"] == now["max-value-size"] and not world.rotates
+        same = same and before["pool-size"] <= now["pool-size"]
+        for host in world.hosts:
+            drains = any(pool.count(State.DRAINING) for pool in world.pools_of(host))
+            keeps = same and not world.rough and not drains and host.index in staying
+            for connection in host.connections:
+                connection.kept = keeps and connection.proven

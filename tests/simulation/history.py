@@ -45,10 +45,11 @@ class Done(NamedTuple):
 
 
 class History:
-    """`login` is the message that logs in, `servers` how many there are at most."""
+    """Of a login; `servers` is how many there are at most."""
 
-    def __init__(self, login: bytes, servers: int) -> None:
-        self.login = login
+    def __init__(self, user: str, password: str, servers: int) -> None:
+        self.user = user
+        self.password = password
         self.no_floors: Floors = (0,) * servers
         self.asked: Counter[What] = Counter()
         self.executed: dict[What, int] = {}
@@ -58,20 +59,26 @@ class History:
         """By value: the CAS value that it is to be stored with."""
         self.done: dict[bytes, Done] = {}
         """By value, and by key and what was joined to its value."""
-        self.deleted: dict[bytes, int] = {}
-        """By key: the server that deleted it last."""
+        self.deletions: dict[bytes, list[tuple[int, int]]] = {}
+        """By key: when it was deleted, and by which server."""
         self.version = 0
         """Changes that servers have carried out."""
         self.served: dict[bytes, int] = {}
         """By key: the server that has carried something out for it last."""
-        self.moves: Counter[bytes] = Counter()
+        self.moves: dict[bytes, int] = {}
+        """By key: how often it has come to another server."""
         self.acknowledged: dict[bytes, Floors] = {}
         """By key, what clients were told of."""
+
+    @property
+    def login(self) -> bytes:
+        """The message that logs in."""
+        return f"\0{self.user}\0{self.password}".encode()
 
     def moved(self, key: bytes, server: int) -> None:
         """A key is served by another server than before."""
         if key in self.served:
-            self.moves[key] += 1
+            self.moves[key] = self.moves.get(key, 0) + 1
         self.served[key] = server
 
     def execute(self, what: What) -> bool:
@@ -81,12 +88,25 @@ class History:
         self.version += 1
         return times <= self.asked[what]
 
+    def deleted(self, key: bytes, server: int) -> None:
+        """A server has seen to it that it has nothing for a key."""
+        self.deletions.setdefault(key, []).append((self.version, server))
+
+    def deleted_by(self, key: bytes, since: int) -> set[int]:
+        """The servers that have deleted a key since this version."""
+        servers: set[int] = set()
+        for version, server in reversed(self.deletions.get(key, ())):
+            if version <= since:
+                break
+            servers.add(server)
+        return servers
+
     def keep(self, frame: Frame, server: int, item: tuple[bytes, bytes, int]) -> None:
         """Note what came of a change that was carried out: `item` is what the key has now."""
         key = frame.key
         flags, value, cas = item
         stamp = stamp_of(frame)
-        done = Done(key, self.version, server, self.moves[key], cas, flags, stamp)
+        done = Done(key, self.version, server, self.moves.get(key, 0), cas, flags, stamp)
         self.done[value] = done
         if frame.opcode in JOINS:
             self.done[key + frame.value] = done

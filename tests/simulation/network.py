@@ -452,7 +452,7 @@ class Socket:
 
     def _tell_end(self, reset: bool) -> None:
         if self._backlog and not reset:
-            self._later(self._tell_end, reset)
+            self._reactor.at(0.05, self._tell_end, reset)
             return
         if self.peer is not None:
             self.peer.ended(reset)
@@ -485,7 +485,11 @@ class Server(transports.Server):
 
 class Client(transports.Client):
     def createInternetSocket(self) -> Any:
-        return Socket(self.connector.reactor)
+        reactor = self.connector.reactor
+        # What it holds before it tells that it has too much: the less, the more is not written yet
+        # when something happens.
+        self.bufferSize = reactor.random.choice((1000, 1 << 16))
+        return Socket(reactor)
 
 
 class Connector(transports.Connector):

@@ -13,6 +13,7 @@ from core_harness import Store
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from memtunnel.core.mux import MAX_BODY
 from memtunnel.core.outcomes import Lost
 from memtunnel.net.tls import Untrusted
 from memtunnel.wire.binary import (
@@ -44,7 +45,7 @@ _KEPT = CHANGES - {Opcode.DELETE, Opcode.TOUCH, Opcode.GAT, Opcode.GATK}
 _KEYED = CHANGES | READS
 _BEFORE = frozenset((Opcode.SASL_AUTH, Opcode.VERSION, Opcode.NOOP))
 #: What is so wrong that the tunnel has to give up the connection.
-LIES = ("opaque", "opcode", "magic", "length", "duplicate", "unsolicited")
+LIES = ("opaque", "opcode", "magic", "length", "size", "duplicate", "unsolicited")
 #: What is bad, but may be said.
 REFUSALS = (0x02, 0x05, 0x06, 0x20, 0x81, 0x82, 0x85, 0x86)
 
@@ -71,7 +72,7 @@ class Host:
         self.lies_told = 0
         draw = world.random.random
         bad = draw() < 0.5
-        self.lies = draw() * 0.003 if bad else 0.0
+        self.lies = draw() * 0.006 if bad else 0.0
         self.refusals = draw() * 0.01 if bad else 0.0
         self.resets = draw() * 0.003 if bad else 0.0
         self.halves = draw() * 0.001 if bad else 0.0
@@ -95,12 +96,14 @@ class Host:
 
     def stall(self, *, data_only: bool) -> None:
         self.stalled, self.hangs = not data_only, data_only
+        if self.stalled:
+            for connection in self.connections:
+                connection.stall()
 
     def resume(self) -> None:
         self.stalled = self.hangs = False
         for connection in list(self.connections):
-            connection.stalled = False
-            connection.work()
+            connection.resume()
 
     def restart(self, *, loses: bool) -> None:
         if loses:
@@ -146,7 +149,7 @@ class Host:
             if opcode in COUNTS:
                 history.results[what] = int.from_bytes(said[24:], "big")
         elif opcode == Opcode.DELETE:
-            history.deleted[key] = self.index
+            history.deleted(key, self.index)
         return said
 
 
@@ -160,6 +163,8 @@ class Connection(Peer):
         self.over = False
         self.trusted = True
         self.silent = False
+        self.kept = False
+        """Whether nothing has happened for which the tunnel might close it."""
         self.stalled = False
         self.lied = ""
         self.history: History | None = None
@@ -180,6 +185,8 @@ class Connection(Peer):
         self.work()
 
     def ended(self, reset: bool) -> None:
+        if self.kept and not self.world.stopped:
+            self.world.fail(f"a connection to {self.host.name} was closed without a reason")
         if not self.over:
             if self._asked and self.world.random.random() < 0.5:
                 # What has arrived may still be carried out.
@@ -188,6 +195,16 @@ class Connection(Peer):
                         self.host.execute(frame, self.history)
             self.close()
             self.sock.put_end()
+
+    def stall(self) -> None:
+        """Answer nothing more for now, and maybe read nothing either."""
+        self.stalled = True
+        self.patient = self.patient or self.world.random.random() < 0.5
+
+    def resume(self) -> None:
+        self.stalled = self.patient = False
+        self.sock.drain()
+        self.work()
 
     def reset(self) -> None:
         if not self.over:
@@ -266,11 +283,12 @@ class Connection(Peer):
     def _set_up(self, frame: Frame) -> bytes:
         world = self.world
         if frame.opcode == Opcode.SASL_AUTH:
-            if not self.host.takes_login:
-                return answer(frame.opcode, frame.opaque, Status.AUTH_FAILED, value=b"Auth failure")
-            self.history = world.logins.get(frame.value)
+            self.history = world.logins.get(frame.value) if self.host.takes_login else None
             if self.history is None:
-                world.fail(f"another login came to {self.host.name}")
+                if self.host.takes_login and world.auth != "passthrough":
+                    world.fail(f"another login came to {self.host.name}")
+                world.login_trouble = world.login_trouble or frame.value in world.logins
+                return answer(frame.opcode, frame.opaque, Status.AUTH_FAILED, value=b"Auth failure")
         elif self.history is None and frame.opcode == Opcode.NOOP:
             world.fail(f"{self.host.name} was asked before the login: {frame!r}")
         if frame.opcode == Opcode.NOOP:
@@ -293,6 +311,8 @@ class Connection(Peer):
             said[0] = random.choice((0x80, 0x00, 0x48))
         elif self.lied == "length":
             said[2:4] = b"\xff\xff"
+        elif self.lied == "size":
+            said[8:12] = (MAX_BODY + random.randint(1, 1000)).to_bytes(4, "big")
         elif self.lied == "duplicate":
             said += truth
         else:
@@ -386,14 +406,17 @@ class PlainTLSFactory(Factory):
         return None if wrapped is None else PlainTLS(self._world, wrapped)
 
 
-class PlainExpectation:
+class _PlainExpectation:
     """In place of what is expected of a certificate."""
 
     problem = None
 
-    def handshake(self) -> PlainExpectation:
+    def handshake(self) -> _PlainExpectation:
         return self
 
     def verify(self, connection: PlainTLS) -> None:
         if connection.outcome == "untrusted":
             raise Untrusted(Lost.CERTIFICATE_NAME, "the certificate bears another name")
+
+
+EXPECTATION = _PlainExpectation()

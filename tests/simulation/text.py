@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from memtunnel.core.session import REQUESTS_A_TURN
+from memtunnel.core import session
 from memtunnel.wire.binary import GETS, Opcode, Status
 from simulation.clients import Ask, Client
-from simulation.history import COUNTS, STORES
+from simulation.history import COUNTS, STORES, Floors
 
 O = Opcode  # noqa: E741
 
@@ -35,6 +35,8 @@ _META = {
 _UNAVAILABLE = b"SERVER_ERROR temporarily unavailable"
 _TOO_LARGE = b"SERVER_ERROR object too large for cache"
 _UNAUTHENTICATED = b"CLIENT_ERROR unauthenticated"
+_LOGIN_FAILED = b"CLIENT_ERROR authentication failure"
+_REFUSED = (_UNAUTHENTICATED, _LOGIN_FAILED)
 _BAD_FORMAT = b"CLIENT_ERROR bad command line format"
 _ERROR = re.compile(rb"(SERVER|CLIENT)_ERROR [ -~]+")
 _NONSENSE = (
@@ -66,16 +68,17 @@ class Text(Client):
 
     def log_in(self, *, right: bool) -> bytes:
         self.trusted = right
-        _, user, password = self.history.login.split(b"\0")
+        user, password = self.history.user.encode(), self.history.password.encode()
         if not right:
             password += b"?"
-        if self.world.random.random() < 0.5:
-            head, block = b"set %b 0 0 %d\r\n", password
+        if self.draw() < 0.5:
+            block = password
         else:
-            head, block = b"set %b 0 0 %d\r\n", user + b" " + password
-            user = b"login"
-        line = head % (user, len(block)) + block + b"\r\n"
-        said = b"STORED" if right else b"CLIENT_ERROR authentication failure"
+            user, block = b"login", user + b" " + password
+        # Where none has to log in, what is stored first is a login only if its flags are no number.
+        flags = b"login" if self.world.auth == "passthrough" else b"0"
+        line = b"set %b %b 0 %d\r\n%b\r\n" % (user, flags, len(block), block)
+        said = b"STORED" if right else _LOGIN_FAILED
         return self._fixed(O.SASL_AUTH, line, said)
 
     def _owe(
@@ -101,18 +104,19 @@ class Text(Client):
         return self._owe(opcode, b"", data, said)
 
     def speak(self) -> bytes:
-        return self.world.random.choice(_SPEECH)(self)
+        said: bytes = self.pick(_SPEECH)(self)
+        return said
 
     def speak_untrusted(self) -> bytes:
-        draw = self.world.random.random()
+        draw = self.draw()
         if draw < 0.3:
             return self.log_in(right=draw < 0.2)
-        line = self.world.random.choice((b"get key", b"delete key", b"mn", b"version"))
+        line = self.pick((b"get key", b"delete key", b"mn", b"version"))
         return self._fixed(O.NOOP, line + b"\r\n", _UNAUTHENTICATED)
 
     def _get(self) -> bytes:
         key = self.key_to_read()
-        draw = self.world.random.random()
+        draw = self.draw()
         if draw < 0.8:
             return self._get_values(b"get", [key])
         if draw < 0.92:
@@ -121,14 +125,14 @@ class Text(Client):
 
     def _get_many(self) -> bytes:
         keys = list(dict.fromkeys(self.key() for _ in range(6)))
-        verb = self.world.random.choice((b"get", b"get", b"gets", b"gat", b"gats"))
+        verb = self.pick((b"get", b"get", b"gets", b"gat", b"gats"))
         return self._get_values(verb, keys)
 
     def _get_long(self) -> bytes:
         """A line of more than 2 KiB, of keys that are there and keys that are not."""
         random = self.world.random
         keys = [b"%b%d-%d" % (b"k" * 150, self.number, number) for number in range(14)]
-        if random.random() < 0.2:
+        if self.draw() < 0.2:
             keys += [b"%d-none%d" % (self.number, number) for number in range(120)]
         keys += dict.fromkeys(self.key() for _ in range(4))
         random.shuffle(keys)
@@ -146,7 +150,11 @@ class Text(Client):
         if len(keys) > 1:
             acknowledged = self.history.acknowledged
             none = self.history.no_floors
-            self.owed[-1].words.floors = [acknowledged.get(key, none) for key in keys]
+            values = self.owed[-1].words
+            values.floors = [acknowledged.get(key, none) for key in keys]
+            values.moves = [self.history.moves.get(key, 0) for key in keys]
+            self.left -= len(keys) - 1
+            self.world.requests += len(keys) - 1
         return said
 
     def _meta_get(self) -> bytes:
@@ -154,16 +162,15 @@ class Text(Client):
         key = self.key_to_read()
         opcode, payload = O.GET, b""
         flags = [b"k", b"v", *random.sample((b"c", b"f", b"s", b"q", b"O"), random.randint(0, 5))]
-        if random.random() < 0.1:
+        if self.draw() < 0.1:
             opcode, payload = O.GAT, self.stamp.to_bytes(4, "big")
             flags.append(b"T%d" % self.stamp)
         return self._meta(opcode, b"mg", key, flags, payload=payload)
 
     def _store(self) -> bytes:
-        random = self.world.random
         key = self.key()
-        verb = random.choice(("set", "set", "set", "add", "replace"))
-        return self._classic(verb, key, self.value(key), quiet=random.random() < 0.3)
+        verb = self.pick(("set", "set", "set", "add", "replace"))
+        return self._classic(verb, key, self.value(key), quiet=self.draw() < 0.3)
 
     def _classic(self, verb: str, key: bytes, value: bytes, cas: int = 0, *, quiet: bool) -> bytes:
         opcode = O.REPLACE if verb == "cas" else _VERBS[verb]
@@ -181,9 +188,9 @@ class Text(Client):
         random = self.world.random
         key = self.key()
         cas = self.cas_for(key)
-        draw = random.random()
+        draw = self.draw()
         if draw < 0.5:
-            return self._classic("cas", key, self.value(key), cas, quiet=random.random() < 0.2)
+            return self._classic("cas", key, self.value(key), cas, quiet=self.draw() < 0.2)
         flags = [b"C%d" % cas, *random.sample((b"c", b"k", b"q", b"O"), random.randint(0, 4))]
         if draw < 0.8:
             return self._meta(O.SET, b"ms", key, flags, self.value(key), cas=cas)
@@ -193,7 +200,7 @@ class Text(Client):
     def _meta_store(self) -> bytes:
         random = self.world.random
         key = self.key()
-        mode = random.choice(tuple(_MODES))
+        mode = self.pick(tuple(_MODES))
         flags = random.sample((b"c", b"k", b"q", b"O"), random.randint(0, 4))
         if mode:
             flags.append(mode[1:])
@@ -203,17 +210,17 @@ class Text(Client):
         random = self.world.random
         largest = self.world.max_value
         key = self.mine + b"big"
-        if random.random() < 0.6:
-            value = self.value(key, largest - random.randint(0, 3))
-            return self._classic("set", key, value, quiet=random.random() < 0.3)
-        value = self.value(key, largest + random.choice((1, 2, 5000)))
-        if random.random() < 0.3:
+        if self.draw() < 0.6:
+            value = self.value(key, self.world.sure_value - random.randint(0, 3))
+            return self._classic("set", key, value, quiet=self.draw() < 0.3)
+        value = self.value(key, largest + self.pick((1, 2, 5000)))
+        if self.draw() < 0.3:
             data = b"ms %b %d\r\n%b\r\n" % (key, len(value), value)
             said = self._owe(O.SET, key, data, _TOO_LARGE, value)
             self.drops(key)
             return said
-        verb = random.choice(("set", "set", "add", "replace"))
-        said = self._classic(verb, key, value, quiet=random.random() < 0.3)
+        verb = self.pick(("set", "set", "add", "replace"))
+        said = self._classic(verb, key, value, quiet=self.draw() < 0.3)
         self.owed[-1].words = _TOO_LARGE
         if verb == "set":
             self.drops(key)
@@ -225,24 +232,24 @@ class Text(Client):
     def _delete(self) -> bytes:
         random = self.world.random
         key = self.key()
-        if random.random() < 0.3:
+        if self.draw() < 0.3:
             flags = random.sample((b"k", b"q", b"O"), random.randint(0, 3))
             return self._meta(O.DELETE, b"md", key, flags)
-        if random.random() < 0.3:
+        if self.draw() < 0.3:
             return self._owe(O.DELETE, key, b"delete %b noreply\r\n" % key, "", quiet=True)
         return self._owe(O.DELETE, key, b"delete %b\r\n" % key, "classic")
 
     def _join(self) -> bytes:
         random = self.world.random
-        draw = random.random()
+        draw = self.draw()
         if draw < 0.2:
             verb = "set" if draw < 0.1 else "add"
             return self._classic(verb, self.log, self.value(self.log, 0), quiet=False)
         value = b"<%d>" % self.stamp
         if draw < 0.7:
-            verb = random.choice(("append", "prepend"))
-            return self._classic(verb, self.log, value, quiet=random.random() < 0.3)
-        mode = random.choice(tuple(_JOIN_MODES))
+            verb = self.pick(("append", "prepend"))
+            return self._classic(verb, self.log, value, quiet=self.draw() < 0.3)
+        mode = self.pick(tuple(_JOIN_MODES))
         flags = [mode[1:], *random.sample((b"c", b"q", b"O"), random.randint(0, 3))]
         return self._meta(_JOIN_MODES[mode], b"ms", self.log, flags, value)
 
@@ -250,8 +257,8 @@ class Text(Client):
         random = self.world.random
         stamp = self.stamp
         payload = stamp.to_bytes(8, "big")
-        opcode = random.choice((O.INCR, O.DECR))
-        draw = random.random()
+        opcode = self.pick((O.INCR, O.DECR))
+        draw = self.draw()
         if draw < 0.5:
             verb = b"incr" if opcode == O.INCR else b"decr"
             quiet = draw < 0.1
@@ -307,15 +314,14 @@ class Text(Client):
         return self._fixed(O.NOOP, b"mn\r\n", b"MN")
 
     def _others(self) -> bytes:
-        random = self.world.random
-        draw = random.random()
+        draw = self.draw()
         if draw < 0.3:
             return self._owe(O.VERSION, b"", b"version\r\n", "version")
         if draw < 0.6:
-            group = random.choice((b"", b" settings", b" memtunnel", b" nonsense"))
+            group = self.pick((b"", b" settings", b" memtunnel", b" nonsense"))
             return self._owe(O.STAT, b"", b"stats%b\r\n" % group, "stats")
         if draw < 0.97:
-            line, said = random.choice(_NONSENSE)
+            line, said = self.pick(_NONSENSE)
             return self._fixed(O.NOOP, line + b"\r\n", said)
         return self._owe(O.FLUSH, b"", b"flush_all\r\n", "flush")
 
@@ -335,13 +341,13 @@ class Text(Client):
 
     def grace(self, ask: Ask) -> float:
         grace = super().grace(ask)
-        if ask.words.__class__ is _Values and len(ask.words.keys) > REQUESTS_A_TURN:
+        if ask.words.__class__ is _Values and len(ask.words.keys) > session.REQUESTS_A_TURN:
             # The keys of a long line count from their turn on, and so does what is behind them.
             grace += self.world.timeout
         return grace
 
     def received(self, data: bytes) -> None:
-        if self.over:
+        if self.over or self.leaving == "is refused":
             return
         data = self._buffer + data
         position = 0
@@ -359,6 +365,9 @@ class Text(Client):
                 end += size + 2
             self.heard += end - position
             position = end
+            if line in _REFUSED and self.may_be_refused:
+                self.is_refused()
+                return
             self._hear(line, words, block)
         self._buffer = data[position:]
         if not self.owed:
@@ -385,6 +394,8 @@ class Text(Client):
         elif kind.__class__ is bytes:
             if line != kind:
                 self.wrong(f"{line!r}", ask)
+            if ask.opcode == O.SASL_AUTH and line == b"STORED":
+                self.welcomed(ask)
         elif kind == "stats":
             if words[0] == b"STAT":
                 return
@@ -422,21 +433,22 @@ class Text(Client):
         seen = ask.seen
         if len(words) == 4 + kind.with_cas and words[0] == b"VALUE" and words[1] in keys[seen:]:
             place = keys.index(words[1], seen)
-            self._miss_some(ask, keys[seen:place])
+            self._miss(ask, kind, seen, place)
             ask.seen = place + 1
-            if kind.floors:
-                ask.floors = kind.floors[place]
-                ask.key = words[1]
+            kind.turn_to(place, ask)
             self.read(ask, block, int(words[2]), int(words[4]) if kind.with_cas else 0)
             return False
         if words != [b"END"]:
             self.wrong(f"{words!r}", ask)
-        self._miss_some(ask, keys[seen:])
+        self._miss(ask, kind, seen, len(keys))
+        self.world.checked += len(keys) - 1
         return True
 
-    def _miss_some(self, ask: Ask, keys: list[bytes]) -> None:
-        for key in keys:
-            self.missed(ask, key)
+    def _miss(self, ask: Ask, kind: _Values, start: int, stop: int) -> None:
+        """Some of its keys have no value."""
+        for place in range(start, stop):
+            kind.turn_to(place, ask)
+            self.missed(ask)
 
     def _hear_classic(self, ask: Ask, line: bytes) -> None:
         status = _CLASSIC.get(line)
@@ -510,14 +522,22 @@ class Text(Client):
 
 
 class _Values:
-    """What a get asks for. `floors` are those of its keys, where it has several."""
+    """What a get asks for. Where that is several keys, what was known of each of them."""
 
-    __slots__ = ("floors", "keys", "with_cas")
+    __slots__ = ("floors", "keys", "moves", "with_cas")
 
     def __init__(self, with_cas: bool, keys: list[bytes]) -> None:
         self.with_cas = with_cas
         self.keys = keys
-        self.floors: list[tuple[int, ...]] = []
+        self.floors: list[Floors] = []
+        self.moves: list[int] = []
+
+    def turn_to(self, place: int, ask: Ask) -> None:
+        """Let `ask` be for one of its keys."""
+        if self.floors:
+            ask.key = self.keys[place]
+            ask.floors = self.floors[place]
+            ask.moves = self.moves[place]
 
 
 _SPEECH: tuple[Callable[[Text], bytes], ...] = (

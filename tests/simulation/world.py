@@ -11,8 +11,8 @@ During the run the clients check what they are told (`clients`), the servers wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any, NoReturn
@@ -21,23 +21,25 @@ from unittest.mock import patch
 from twisted.logger import formatEvent, globalLogPublisher
 
 from memtunnel import worker as worker_module
-from memtunnel.config import load
-from memtunnel.core.mux import MAX_ENTRIES
+from memtunnel.config import Config, load
+from memtunnel.core import answers, mux
 from memtunnel.net import upstream as upstream_module
 from memtunnel.net.pool import Pool
+from memtunnel.net.transports import READ
 from memtunnel.net.turn import Turn
 from memtunnel.net.upstream import PROBE_KEY, State
-from memtunnel.wire.sasl import Credentials, Secret
 from memtunnel.worker import Worker
 from simulation.binary import Binary
 from simulation.clients import Client
-from simulation.events import Events, no_time_of_day
+from simulation.events import Events, lower_bounds, no_time_of_day
 from simulation.history import History
 from simulation.network import START, Faults, Port, Reactor, Server, Socket
-from simulation.servers import Host, PlainExpectation, PlainTLSFactory
+from simulation.servers import EXPECTATION, Host, PlainTLSFactory
 from simulation.text import Text
 
 PASSWORD = "canary-of-a-password"
+#: Seconds by which an answer may be later than its deadline.
+LATE = 0.05
 #: Simulated seconds between two looks at the bounds.
 STEP = 0.25
 #: Simulated seconds that clients are given to do what they want, and to leave.
@@ -78,16 +80,23 @@ class World:
         """Whether anything goes wrong."""
         self.stormy = self.rough and random.random() < 0.15
         """Whether servers come and go all the time, so that keys move between them."""
+        # There clients have few keys, and ask for them whatever they have been told so far.
         self.keys = 4 if self.stormy else 12
+        self.haste = 0.7 if self.stormy else 0.1
+        self.pause = 0.1 if self.stormy else 0.02
         self.quota = random.choice((100, 300, 600))
         self.largest = random.choice((0, 200, 200, 3000, 30_000))
-        self.max_value = max(4000, self.largest + 100)
+        self.max_value = max(4500, self.largest + 600)
+        self.sure_value = self.max_value
+        """Values of so many bytes are taken, whatever the settings come to be."""
         self.requests = 0
         self.checked = 0
         self.degraded = [0] * 256
         """By loud opcode: how often something was told without an answer of a server."""
         self.strays = 0
         """How often a key came to a server that is not its own."""
+        self.reshaped = False
+        """Whether keys have come to be at home elsewhere."""
         self.disturbed = 0
         """How often something vanished rightly."""
         self.refused = False
@@ -95,8 +104,13 @@ class World:
         self.stops_reading = float("inf")
         self.problems: list[str] = []
         self.clients: dict[Client, None] = {}
-        self.login_required = random.random() < 0.15
+        self.auth = random.choice(("open",) * 7 + ("required",) * 2 + ("passthrough",) * 2)
+        self.rotates = self.auth == "open" and random.random() < 0.3
+        """Whether the tunnel's login may come to be another; then clients do not log in."""
+        self.login_trouble = False
+        """Whether a server has refused a right login."""
         self.stopped = False
+        self.late = LATE
         self._build()
 
     # Made of
@@ -110,54 +124,69 @@ class World:
             reactor.faults = Faults(calm)
             reactor.faults.latency = 0.0005
         servers = 3 if self.stormy else random.choice((1, 1, 2, 3))
-        login = Credentials(username="user", password=Secret(PASSWORD)).initial_response()
-        self.histories = [History(login, servers)]
+        spare = random.choice((0, 1))
+        self.configured = list(range(servers))
+        """The hosts that are servers now; others may come to be."""
+        logins = 3 if self.auth == "passthrough" else 1
+        self.histories = [History(f"user{i}", PASSWORD, servers + spare) for i in range(logins)]
         self.logins = {history.login: history for history in self.histories}
-        self.hosts = [Host(self, index) for index in range(servers)]
+        self.hosts = [Host(self, index) for index in range(servers + spare)]
         if not self.rough:
             for host in self.hosts:
                 host.heal()
-        config = load(
-            {
-                "server": [f"server{index}.example:11219" for index in range(servers)],
-                "username": "user",
-                "pool-size": str(random.choice((1, 2, 3))),
-                "failover": "on" if self.stormy else random.choice(("on", "off")),
-                "on-unavailable": random.choice(("miss", "error")),
-                "hashing": random.choice(("ketama", "modula")),
-                "drain-timeout": random.choice(("0.1", "0.5", "2")),
-                "client-auth": "required" if self.login_required else "open",
-            },
-            {"MEMTUNNEL_PASSWORD": PASSWORD},
-        )
+        self.settings: dict[str, str] = {
+            "username": "user0",
+            "pool-size": str(random.choice((1, 2, 3))),
+            "failover": "on" if self.stormy else random.choice(("on", "off")),
+            "on-unavailable": random.choice(("miss", "error")),
+            "hashing": random.choice(("ketama", "modula")),
+            "drain-timeout": random.choice(("0.1", "0.5", "2")),
+            "client-auth": self.auth,
+            "max-value-size": str(self.max_value),
+        }
         tight = self.rough and random.random() < 0.15
-        config = replace(
-            config,
-            max_value_size=self.max_value,
-            max_buffer=random.choice((20_000, 200_000)) if tight else config.max_buffer,
-        )
-        self.config = config
-        self.timeout = config.request_timeout
+        self.max_buffer = random.choice((20_000, 200_000)) if tight else 0
+        self.config = config = self.configure()
+        self.timeout = config.request_timeout  # at most, whatever the settings come to be
         turn = reactor.turn = Turn(reactor)
         turn.driven = random.random() < 0.5
         reactor.dialled = self._dialled
         reactor.resolve_name = self._address_of
-        with ExitStack() as stack:
-            for name, value in (
-                ("SystemRandom", lambda: random),
-                ("SendAtOnceReactor", lambda reactor, resolver: reactor),
-                ("Resolver", lambda reactor: None),
-                ("make_context", lambda roots: None),
-                ("expectation", lambda *_: PlainExpectation()),
-            ):
-                stack.enter_context(patch.object(worker_module, name, value))
-            max_clients = random.choice((50, 50, 50, 3))
-            self.worker = Worker(config, reactor, None, turn, max_clients)
+        self.max_clients = random.choice((50, 50, 50, 3))
+        with self._stand_ins():
+            self.worker = Worker(config, reactor, None, turn, self.max_clients)
         self.tunnel = self.worker.tunnel
         self.tunnel.counts = Counting(self, self.tunnel.counts)
         self.listener = self.worker.listener()
         self.worker.serve(self.listener, Port())
         self.events = Events(self)
+
+    def configure(self) -> Config:
+        """The settings, as the tunnel reads them now."""
+        servers = [f"server{index}.example:11219" for index in self.configured]
+        flags: dict[str, Any] = {**self.settings, "server": servers}
+        config = load(flags, {"MEMTUNNEL_PASSWORD": self.histories[0].password})
+        return replace(config, max_buffer=self.max_buffer or config.max_buffer)
+
+    @contextmanager
+    def _stand_ins(self) -> Iterator[None]:
+        """What the world has in place of TLS, threads, and garbage to collect."""
+        with ExitStack() as stack:
+            for name, value in (
+                ("SystemRandom", lambda: self.random),
+                ("SendAtOnceReactor", lambda reactor, resolver: reactor),
+                ("Resolver", lambda reactor: None),
+                ("make_context", lambda roots: None),
+                ("expectation", lambda *_: EXPECTATION),
+            ):
+                stack.enter_context(patch.object(worker_module, name, value))
+            for name in ("freeze", "set_threshold"):
+                stack.enter_context(patch.object(worker_module.gc, name, lambda *_: None))
+            tls = patch.object(
+                upstream_module, "TLSFactory", lambda _, __, inner: PlainTLSFactory(self, inner)
+            )
+            stack.enter_context(tls)
+            yield
 
     def _dialled(self, sock: Socket, address: str, port: int) -> None:
         self.hosts[int(address.rpartition(".")[2]) - 1].dialled(sock)
@@ -199,28 +228,30 @@ class World:
         if key == PROBE_KEY:
             return  # every server is asked for it
         history.moved(key, server)
-        if server != self.tunnel.cluster.router.server_of(key):
+        if server != self.configured[self.tunnel.cluster.router.server_of(key)]:
             self.strays += 1
 
     def history_of(self, client: int) -> History:
         """That of the login which this client has."""
         return self.histories[client % len(self.histories)]
 
+    def no_history(self) -> History:
+        """That of a login which no server takes."""
+        return History("nobody", PASSWORD, len(self.hosts))
+
     # What happens
 
     def run(self) -> None:
         globalLogPublisher.addObserver(self._log)
         try:
-            with (
-                patch.object(
-                    upstream_module,
-                    "TLSFactory",
-                    lambda _, __, wrapped: PlainTLSFactory(self, wrapped),
-                ),
-                no_time_of_day(self.seed),
-                patch.object(worker_module.gc, "freeze"),
-                patch.object(worker_module.gc, "set_threshold"),
-            ):
+            with ExitStack() as stack:
+                stack.enter_context(self._stand_ins())
+                stack.enter_context(no_time_of_day(self.seed))
+                lowers = self.rough and self.random.random() < 0.15
+                lowered = lower_bounds(stack, self.random) if lowers else set()
+                if lowered & {"FULL_REQUESTS", "FULL_BYTES"}:
+                    # Few are taken at a time, and what is behind them waits for that.
+                    self.late += 2 * self.timeout
                 self._run()
         finally:
             globalLogPublisher.removeObserver(self._log)
@@ -301,7 +332,7 @@ class World:
         if not 0 <= budget.used <= budget.limit + OVERRUN:
             self.fail(f"{budget.used} bytes are in use, of {budget.limit}")
         moved = sum(counts.failovers for counts in self.worker.metrics.servers.values())
-        if self.strays > moved:
+        if self.strays > moved and not self.reshaped:
             self.fail(f"keys have come to other servers {self.strays} times, and moved {moved}")
         for pool in self.worker.logins.pools:
             host = self.host_of(pool)
@@ -309,8 +340,20 @@ class World:
             if sum(pool.server.counts.desync.values()) > host.lies_told:
                 self.fail(f"{host.name} is accused of lies that it has not told")
             for upstream in pool.upstreams:
-                if upstream.mux.load > MAX_ENTRIES or upstream.mux.load < 0:
+                # One heartbeat, and one look at a server that stalls, are not asked whether.
+                if not 0 <= upstream.mux.load <= mux.MAX_ENTRIES + 2:
                     self.fail(f"a connection carries {upstream.mux.load} requests")
+                if upstream.mux.unsent_bytes > mux.MAX_UNSENT + self.max_value + 300:
+                    self.fail(f"{upstream.mux.unsent_bytes} bytes wait for a connection")
+        for client in self.listener.clients:
+            if client.session.unread > 2 * answers.CHOKED_BYTES + 4 * READ:
+                self.fail(f"{client.session.unread} bytes wait for a client")
+
+    def rotate(self) -> None:
+        """The tunnel's login has another password from now on; the former one will do, too."""
+        history = self.histories[0]
+        history.password += "+"
+        self.logins[history.login] = history
 
     def stop(self) -> None:
         self.stopped = True
@@ -319,18 +362,23 @@ class World:
     def host_of(self, pool: Pool) -> Host:
         return self.hosts[int(pool.target.host.removeprefix("server").partition(".")[0])]
 
-    def pool_of(self, host: Host) -> Pool:
-        return self.worker.logins.default.pools[host.index]
+    def pools_of(self, host: Host) -> list[Pool]:
+        return [pool for pool in self.worker.logins.pools if self.host_of(pool) is host]
 
     def _recovered(self) -> bool:
+        """Whether all connections are there that should be, and nothing is on them."""
+        logins = self.worker.logins
         if self.stopped:
-            return not any(pool.upstreams for pool in self.worker.logins.pools)
+            return not any(pool.upstreams for pool in logins.pools)
+        kept = {pool: None for login in logins if not login.retired for pool in login.pools}
         return all(
             pool.count(State.WARM) == pool.size
             and len(pool.upstreams) == pool.size
             and not pool.server.refusing
             and not any(upstream.mux.load for upstream in pool.upstreams)
-            for pool in self.worker.logins.pools
+            if pool in kept
+            else not pool.upstreams
+            for pool in logins.pools
         )
 
     def _check_end(self) -> None:
@@ -343,6 +391,8 @@ class World:
                 for pool in self.worker.logins.pools
             ]
             self.fail(f"servers are well, and the tunnel is not: {states}")
+        if not self.rough and any(self.degraded) and not self.stopped:
+            self.fail("nothing went wrong, and there was no answer from a server")
         left: list[tuple[str, object]] = [
             ("bytes of the budget", tunnel.budget.used),
             ("a drain", not self.events.drained),
