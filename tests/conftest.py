@@ -96,8 +96,8 @@ def make_tunnel(started: list[Any], ca_file: Path) -> Callable[..., servers.Tunn
 def connect(started: list[Any]) -> Callable[..., servers.Wire]:
     """Connects a client to a tunnel, or to a memcached without TLS."""
 
-    def make(server: Any) -> servers.Wire:
-        client = servers.Wire(server.port)
+    def make(server: Any, kind: type[servers.Wire] = servers.Wire) -> servers.Wire:
+        client = kind(server.port)
         started.append(client)
         return client
 

@@ -14,10 +14,12 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -86,13 +88,10 @@ class Memcached:
         self._command += ["-p", str(self.port), "-c", "4096"]
         if sasl:
             folder.mkdir(parents=True, exist_ok=True)
-            database = folder / "sasldb2"
-            configuration = f"mech_list: plain\nsasldb_path: {database}\n"
+            self._logins = folder / "sasldb2"
+            configuration = f"mech_list: plain\nsasldb_path: {self._logins}\n"
             (folder / "memcached.conf").write_text(configuration)
-            realm = socket.gethostname()
-            add = [need("saslpasswd2"), "-p", "-c", "-a", "memcached", "-u", realm]
-            add += ["-f", str(database), USERNAME]
-            subprocess.run(add, input=PASSWORD.encode(), check=True, timeout=PATIENCE)
+            self.add_login(USERNAME, PASSWORD)
             self._environ["SASL_CONF_PATH"] = str(folder)
             self._command += ["-S", "-B", "binary"]
         if pair is not None:
@@ -101,6 +100,12 @@ class Memcached:
             (folder / "key.pem").write_bytes(pair.key_pem)
             options = f"ssl_chain_cert={folder / 'cert.pem'},ssl_key={folder / 'key.pem'}"
             self._command += ["-Z", "-o", options]
+
+    def add_login(self, username: str, password: str) -> None:
+        """Let one more user in, from now on."""
+        add = [need("saslpasswd2"), "-p", "-c", "-a", "memcached", "-u", socket.gethostname()]
+        add += ["-f", str(self._logins), username]
+        subprocess.run(add, input=password.encode(), check=True, timeout=PATIENCE)
 
     def start(self, *more: str) -> "Memcached":
         self.process = subprocess.Popen(
@@ -119,11 +124,31 @@ class Memcached:
             process.send_signal(number)
             process.wait(PATIENCE)
 
-    def established(self) -> int:
-        """How many connections are established with it, seen from its side."""
+    def peers(self) -> set[int]:
+        """The other ends' ports of the connections established with it, seen from its side."""
         local = f"0100007F:{self.port:04X}"
         lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-        return sum(fields[1] == local and fields[3] == "01" for fields in map(str.split, lines))
+        return {
+            int(fields[2].partition(":")[2], 16)
+            for fields in map(str.split, lines)
+            if fields[1] == local and fields[3] == "01"
+        }
+
+    def established(self) -> int:
+        """How many connections are established with it."""
+        return len(self.peers())
+
+    @contextlib.contextmanager
+    def standing(self) -> Iterator[None]:
+        """It accepts nobody and answers nothing for a while, and goes on as if nothing had been."""
+        assert self.process is not None
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: " (memcached) T " in stat.read_text(), "memcached stands")
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
 
 def runs(pid: int) -> bool:
@@ -329,6 +354,157 @@ class Direct(Wire):
         self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
         message = f"\0{USERNAME}\0{PASSWORD}".encode()
         assert self.ask(binary.Opcode.SASL_AUTH, b"PLAIN", value=message).status == 0
+
+
+class Binary(Wire):
+    """A client whose requests and answers are said alike in both protocols; see `Text`.
+
+    An answer is True for what was done, False for what was not; a value, or None for a miss; and
+    REFUSED where there was not the right login.
+    """
+
+    @staticmethod
+    def log_in(username: str, password: str) -> bytes:
+        message = f"\0{username}\0{password}".encode()
+        return binary.request(binary.Opcode.SASL_AUTH, b"PLAIN", value=message)
+
+    @staticmethod
+    def store(key: bytes, value: bytes) -> bytes:
+        return binary.request(binary.Opcode.SET, key, extras=bytes(8), value=value)
+
+    @staticmethod
+    def fetch(key: bytes) -> bytes:
+        return binary.request(binary.Opcode.GET, key)
+
+    def say(self, *requests: bytes) -> list[Any]:
+        """Send requests in one write, and hear an answer to each, or fewer if it is closed."""
+        self.send(*requests)
+        return self.hear(len(requests))
+
+    def hear(self, count: int) -> list[Any]:
+        return [self._said(frame) for frame in self.read(count)]
+
+    @staticmethod
+    def _said(frame: binary.Frame) -> Any:
+        if frame.status == binary.Status.AUTH_FAILED:
+            return REFUSED
+        if frame.opcode == binary.Opcode.GET:
+            assert frame.status in (binary.Status.OK, binary.Status.NOT_FOUND)
+            return frame.value if frame.status == binary.Status.OK else None
+        assert frame.status in (binary.Status.OK, binary.Status.NOT_STORED)
+        return frame.status == binary.Status.OK
+
+
+class Text(Binary):
+    """The same in text; a login is answered with REFUSED where it is wrong, too."""
+
+    def __init__(self, port: int, timeout: float = PATIENCE) -> None:
+        super().__init__(port, timeout)
+        self._input = self.socket.makefile("rb")
+
+    @staticmethod
+    def log_in(username: str, password: str) -> bytes:
+        return Text.store(b"any", f"{username} {password}".encode())
+
+    @staticmethod
+    def store(key: bytes, value: bytes) -> bytes:
+        return b"set %b 0 0 %d\r\n%b\r\n" % (key, len(value), value)
+
+    @staticmethod
+    def fetch(key: bytes) -> bytes:
+        return b"get %b\r\n" % key
+
+    def hear(self, count: int) -> list[Any]:
+        said = (self._answer(line) for line in iter(self._input.readline, b""))
+        return list(islice(said, count))
+
+    def _answer(self, line: bytes) -> Any:
+        if line.startswith(b"VALUE "):
+            value = self._input.read(int(line.split()[3]))
+            assert self._input.read(7) == b"\r\nEND\r\n"
+            return value
+        return _SAID[line]
+
+    def at_end(self) -> bool:
+        return not self._input.read(1)
+
+    def close(self) -> None:
+        self._input.close()
+        super().close()
+
+
+REFUSED = "refused"
+_SAID = {
+    b"STORED\r\n": True,
+    b"NOT_STORED\r\n": False,
+    b"END\r\n": None,
+    b"CLIENT_ERROR authentication failure\r\n": REFUSED,
+    b"CLIENT_ERROR unauthenticated\r\n": REFUSED,
+}
+
+
+class Regular(threading.Thread):
+    """Stores and fetches keys of its own, pipelined, until it is told to stop.
+
+    Any answer but the right one ends it, and so does a connection that is closed.
+    """
+
+    def __init__(self, number: int, client: Binary) -> None:
+        super().__init__(name=f"regular {number}", daemon=True)
+        self._number = number
+        self._client = client
+        self.rounds = 0
+        self.stopping = False
+        self.problem: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.stopping:
+                asked: list[bytes] = []
+                wanted: list[Any] = []
+                for number in range(10):
+                    key, value = b"%d-%d" % (self._number, number), b"%d" % self.rounds
+                    asked += self._client.store(key, value), self._client.fetch(key)
+                    wanted += True, value
+                said = self._client.say(*asked)
+                assert said == wanted, f"{said} in place of {wanted}"
+                self.rounds += 1
+        except BaseException as problem:
+            self.problem = problem
+
+
+class Regulars:
+    """Several of them, on connections that are theirs. None may have had a problem at the end."""
+
+    def __init__(self, clients: list[Binary]) -> None:
+        self._threads = [Regular(number, client) for number, client in enumerate(clients)]
+
+    def go_on(self) -> None:
+        """Wait until all have been served once more, from the first request to the last answer."""
+        rounds = [thread.rounds for thread in self._threads]
+        wait_until(
+            lambda: all(
+                thread.problem or thread.rounds >= before + 2
+                for thread, before in zip(self._threads, rounds, strict=True)
+            ),
+            "all clients are served",
+        )
+
+    def __enter__(self) -> "Regulars":
+        for thread in self._threads:
+            thread.start()
+        self.go_on()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.go_on()
+        for thread in self._threads:
+            thread.stopping = True
+        for thread in self._threads:
+            thread.join(PATIENCE)
+        problems = [f"{each.name}: {each.problem!r}" for each in self._threads if each.problem]
+        assert problems == []
 
 
 @contextlib.contextmanager
