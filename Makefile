@@ -7,13 +7,14 @@ STRESS_SECONDS ?= 10
 BENCH ?=
 FUZZ_SECONDS ?= 300
 SEEDS ?= 0:1000
+TORTURE ?=
 
 # What the tests talk to, by Debian's names.
 PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
 	php-cli php-memcached ruby ruby-dalli libcache-memcached-perl libcache-memcached-fast-perl \
 	nodejs netcat-openbsd prometheus openssl gcc libc6-dev python3-dev
 
-.PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz simulate clean
+.PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz simulate torture clean
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -82,6 +83,11 @@ fuzz: .venv/test
 # The whole tunnel in memory, a world for each seed; a seed that fails tells its story.
 simulate: .venv/test
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m simulation --seeds $(SEEDS)
+
+# On real sockets, under faults, for the figures of a release: TORTURE="--minutes 10 --only soak";
+# TORTURE=--help tells all of it.
+torture: .venv/test system
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m torture $(TORTURE)
 
 .venv/run: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

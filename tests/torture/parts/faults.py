@@ -1,0 +1,110 @@
+"""Faults of all kinds before four servers, restarts among them, under the load of both protocols.
+
+Three servers are killed, stalled, cut off and so on; the relay ends the TLS of the fourth, and
+lies in its name. Failover is off: what is written must be read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from statistics import median
+
+import servers
+
+from torture.binary_load import BinaryClient
+from torture.load import Load
+from torture.scorecard import Options, Row
+from torture.stage import Stage, staged
+from torture.text_load import ClassicClient, MetaClient
+from torture.weather import Weather
+
+MINUTES = 1.5
+CLIENTS = 64
+#: The first words of problems, as rows of the scorecard.
+KINDS = {
+    "crossed, wrong, duplicate or missing replies": ("crossed", "wrong", "unasked", "missing"),
+    "requests executed twice": ("twice",),
+    "acknowledged writes lost": ("lost",),
+    "read-your-writes violations (P2's excuse apart)": ("stale",),
+    "connections of clients closed by the tunnel": ("closed",),
+}
+KIND_OF_CLIENTS = [BinaryClient, ClassicClient, BinaryClient, MetaClient]
+
+
+def manners(count: int) -> list[str]:
+    """Most clients are plain; some leave in the middle, some close their side."""
+    few = ["leaver"] * (count // 16) + ["half-closer"] * (count // 16)
+    return few + ["plain"] * (count - len(few))
+
+
+def problem_rows(part: str, load: Load) -> list[Row]:
+    """What no client may see, counted; and the first of it in words."""
+    rows = [
+        Row(
+            part=part,
+            name=name,
+            target="0",
+            figure=f"{sum(load.problems[word] for word in words)} in {load.settled:,} requests",
+            ok=not any(load.problems[word] for word in words),
+        )
+        for name, words in KINDS.items()
+    ]
+    rows += [Row(part=part, name="problem", figure=words, ok=False) for words in load.told]
+    return rows
+
+
+def run(options: Options) -> list[Row]:
+    with staged(options, count=4, liar=True) as stage:
+        tunnel = stage.make_tunnel("--failover=off").start()
+        tunnel.wait_ready()
+        load, weather = asyncio.run(_play(stage, tunnel, (options.minutes or MINUTES) * 60))
+        desyncs = tunnel.metric("memtunnel_upstream_desync_total")
+        log = tunnel.log()
+    recoveries = [seconds for server in load.servers for seconds in server.recoveries]
+    return [*problem_rows("faults", load), *_figures(load, weather, recoveries, log, desyncs)]
+
+
+async def _play(stage: Stage, tunnel: servers.Tunnel, seconds: float) -> tuple[Load, Weather]:
+    load = stage.load(tunnel)
+    load.add(KIND_OF_CLIENTS, manners(CLIENTS))
+    weather = Weather(stage, load)
+    await load.start()
+    making = asyncio.create_task(weather.make())
+    until = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < until and not making.done():
+        await asyncio.sleep(0.2)
+        tunnel.log()  # or its pipe fills
+    weather.clear_up()
+    await making
+    await load.stop()
+    for server in range(len(stage.names)):
+        weather.audit(server)
+    return load, weather
+
+
+def _figures(
+    load: Load, weather: Weather, recoveries: list[float], log: str, desyncs: float
+) -> list[Row]:
+    rows = []
+
+    def say(name: str, figure: str, target: str = "", ok: bool | None = None) -> None:
+        rows.append(Row(part="faults", name=name, target=target, figure=figure, ok=ok))
+
+    if recoveries:
+        middle, worst = median(recoveries), max(recoveries)
+        restarts = f"{len(recoveries)} restarts"
+        say("recovery, median", f"{middle:.2f} s of {restarts}", "1 s", middle <= 1.0)
+        say("recovery, worst", f"{worst:.2f} s of {restarts}", "3 s", worst <= 3.0)
+    answered = f"{load.late} of {load.settled:,}, at worst {load.worst * 1000:.0f} ms"
+    say("reads with answers later than deadline + 50 ms", answered)
+    say("values compared on the servers", f"{weather.audited:,}", "some", weather.audited > 0)
+    say(
+        "hits, misses, refused writes, excused reads",
+        f"{load.hits:,}, {load.misses:,}, {load.refused:,}, {load.excused:,}",
+    )
+    faults = ", ".join(f"{name} {count}" for name, count in sorted(weather.happened.items()))
+    say("faults", faults)
+    say("connections given up for lies", f"{desyncs:.0f}", "some", desyncs > 0)
+    tracebacks = log.count("Traceback") + log.count("Unhandled")
+    say("tracebacks in the log", str(tracebacks), "0", not tracebacks)
+    return rows
