@@ -31,9 +31,10 @@ FAULTS = {
     "throttle": "so many bytes a second pass each way",
     "dribble": "bytes pass in pieces of so many",
     "stall": "connections are accepted, and nothing passes",
+    "mute": "the server is asked, and its answers do not pass",
     "black-hole": "as stall, and who dials gets no answer at all",
     "refuse": "connections are reset, and refused",
-    "reset": "connections that are there are reset",
+    "reset": "this part of the connections that are there is reset",
     "cut": "each connection passes so many more bytes of answers, and is reset",
     "half-close": "the server seems to have closed its side, and still reads",
     "corrupt": "one byte of each connection's answers is changed",
@@ -322,8 +323,8 @@ class Relay:
 
     def weather(self, link: Link) -> None:
         """Let a link know what happens to all."""
-        held = self.fault in ("stall", "black-hole")
-        for pipe in (link.asks, link.answers):
+        stalled = self.fault in ("stall", "black-hole")
+        for pipe, held in (link.asks, stalled), (link.answers, stalled or self.fault == "mute"):
             if held:
                 pipe.hold("fault")
             else:
@@ -344,7 +345,7 @@ class Relay:
             answers = link.answers
             answers.left, answers.spoil, answers.lie = None, False, ""
             self.weather(link)
-            if fault in ("reset", "refuse"):
+            if fault == "refuse" or (fault == "reset" and random.random() < self.amount):
                 link.reset()
             elif fault == "cut":
                 answers.left = random.randint(1, max(2, int(self.amount)))

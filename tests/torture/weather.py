@@ -22,9 +22,10 @@ AMOUNTS = {
     "throttle": (5_000.0, 500_000.0),
     "dribble": (1.0, 30.0),
     "stall": (0.0, 0.0),
+    "mute": (0.0, 1.0),
     "black-hole": (0.0, 0.0),
     "refuse": (0.0, 0.0),
-    "reset": (0.0, 0.0),
+    "reset": (0.4, 1.0),
     "cut": (1.0, 5_000.0),
     "half-close": (0.0, 0.0),
     "corrupt": (0.0, 0.0),
@@ -62,7 +63,9 @@ class Draw:
             if random.random() < 0.8:
                 return Event("lie", random.choice(LIES), 0.3, calm / 2)
             return Event(random.choice(("stall", "delay", "reset")), 0.5, seconds, calm)
-        fault = random.choice(list(AMOUNTS))
+        fault = random.choice([*AMOUNTS, "mute"])
+        if fault == "mute" and random.random() < 0.7:
+            seconds = random.uniform(0.05, 0.35)  # within the deadline of what is under way
         return Event(fault, random.uniform(*AMOUNTS[fault]), seconds, calm)
 
 
@@ -99,6 +102,9 @@ class Weather:
             else:
                 stage.relay.fault(server, event.fault, event.amount)
                 await self._wait(event.seconds)
+                if event.fault == "mute":
+                    # What was asked has been done, and nobody will ever be told.
+                    stage.relay.fault(server, "reset", event.amount)
                 stage.relay.fault(server, "none")
             await self._wait(event.calm)
 
