@@ -5,7 +5,7 @@ long as it is told to.
 """
 
 import pytest
-from torture.parts import faults
+from torture.parts import faults, sigterm
 from torture.scorecard import Options, Row
 
 
@@ -24,3 +24,7 @@ def wrong(rows: list[Row]) -> list[str]:
 
 def test_faults_of_servers_are_nothing_but_misses_and_refused_writes(options: Options) -> None:
     assert not wrong(faults.run(options))
+
+
+def test_the_end_under_load_leaves_no_request_without_an_answer(options: Options) -> None:
+    assert not wrong(sigterm.run(options))

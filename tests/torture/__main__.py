@@ -12,7 +12,7 @@ import time
 
 from torture.scorecard import Options, Row, markdown
 
-PARTS = ("faults",)
+PARTS = ("faults", "sigterm")
 
 
 def main() -> int:

@@ -58,10 +58,19 @@ class Load:
     """All clients of one tunnel at `port`, `rate` requests a second in all."""
 
     def __init__(
-        self, port: int, names: list[str], seed: str, *, rate: float, timeout: float = 0.4
+        self,
+        port: int,
+        names: list[str],
+        seed: str,
+        *,
+        rate: float,
+        timeout: float = 0.4,
+        tag: bytes = b"",
     ) -> None:
         self.port = port
         self.seed = seed
+        self._tag = tag
+        """Begins all keys, so that what other loads have left is not found."""
         self.rate = rate
         self.timeout = timeout
         self.servers = [Server(name) for name in names]
@@ -80,10 +89,12 @@ class Load:
         self.worst = 0.0
         """Seconds by which the latest answer was behind its deadline."""
         self.stopping = False
+        self.large_values = True
         self.may_close = False
         """Whether the tunnel may close connections: it was told to end."""
 
     def key(self, name: bytes, writer: int) -> Key:
+        name = self._tag + name
         return Key(name, writer, self.servers[self._router.server_of(name)])
 
     def problem(self, words: str) -> None:
@@ -152,6 +163,10 @@ class Client(asyncio.Protocol):
 
     def __str__(self) -> str:
         return f"{type(self).__name__} {self.number} ({self.manner})"
+
+    @property
+    def connected(self) -> bool:
+        return not self._left
 
     async def connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -309,7 +324,7 @@ class Client(asyncio.Protocol):
     def size(self) -> int:
         """The length of a value: most are small."""
         draw = self.random.random()
-        if draw < 0.005:
+        if draw < 0.005 and self.load.large_values:
             return self.random.randint(20_000, 300_000)
         return self.random.randint(40, 200 if draw < 0.6 else 2000)
 

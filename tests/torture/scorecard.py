@@ -5,6 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
+from torture.load import Load
+
+#: The first words of problems, as rows of the scorecard.
+PROBLEMS = {
+    "crossed, wrong, duplicate or missing replies": ("crossed", "wrong", "unasked", "missing"),
+    "requests executed twice": ("twice",),
+    "acknowledged writes lost": ("lost",),
+    "read-your-writes violations (P2's excuse apart)": ("stale",),
+    "connections of clients closed by the tunnel": ("closed",),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -31,6 +42,22 @@ def markdown(rows: list[Row]) -> str:
         for row in rows
     ]
     return "\n".join(lines)
+
+
+def problem_rows(part: str, load: Load) -> list[Row]:
+    """What no client may see, counted; and the first of it in words."""
+    rows = [
+        Row(
+            part=part,
+            name=name,
+            target="0",
+            figure=f"{sum(load.problems[word] for word in words)} in {load.settled:,} requests",
+            ok=not any(load.problems[word] for word in words),
+        )
+        for name, words in PROBLEMS.items()
+    ]
+    rows += [Row(part=part, name="problem", figure=words, ok=False) for words in load.told]
+    return rows
 
 
 @dataclass(kw_only=True)

@@ -20,8 +20,13 @@ import authority
 import servers
 
 from benchmarks.processes import memory, tree
-from torture.load import Load
+from torture.binary_load import BinaryClient
+from torture.load import Client, Load
 from torture.scorecard import Options
+from torture.text_load import ClassicClient, MetaClient
+
+#: Half of the clients speak binary, a quarter each of the ways to speak text.
+ALL_KINDS: list[type[Client]] = [BinaryClient, ClassicClient, BinaryClient, MetaClient]
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,9 +118,10 @@ class Stage:
         self.started.append(tunnel)
         return tunnel
 
-    def load(self, tunnel: servers.Tunnel, *, rate: float = 0.0, timeout: float = 0.4) -> Load:
-        rate = rate or self.options.rate
-        return Load(tunnel.port, self.names, str(self.options.seed), rate=rate, timeout=timeout)
+    def load(self, tunnel: servers.Tunnel, *, tag: bytes = b"", timeout: float = 0.4) -> Load:
+        seed = f"{self.options.seed}{tag.decode()}"
+        rate = self.options.rate
+        return Load(tunnel.port, self.names, seed, rate=rate, timeout=timeout, tag=tag)
 
     def stored(self, server: int, names: list[bytes]) -> dict[bytes, bytes]:
         """What a server itself has under these keys."""

@@ -11,46 +11,19 @@ from statistics import median
 
 import servers
 
-from torture.binary_load import BinaryClient
 from torture.load import Load
-from torture.scorecard import Options, Row
-from torture.stage import Stage, staged
-from torture.text_load import ClassicClient, MetaClient
+from torture.scorecard import Options, Row, problem_rows
+from torture.stage import ALL_KINDS, Stage, staged
 from torture.weather import Weather
 
 MINUTES = 1.5
 CLIENTS = 64
-#: The first words of problems, as rows of the scorecard.
-KINDS = {
-    "crossed, wrong, duplicate or missing replies": ("crossed", "wrong", "unasked", "missing"),
-    "requests executed twice": ("twice",),
-    "acknowledged writes lost": ("lost",),
-    "read-your-writes violations (P2's excuse apart)": ("stale",),
-    "connections of clients closed by the tunnel": ("closed",),
-}
-KIND_OF_CLIENTS = [BinaryClient, ClassicClient, BinaryClient, MetaClient]
 
 
 def manners(count: int) -> list[str]:
     """Most clients are plain; some leave in the middle, some close their side."""
     few = ["leaver"] * (count // 16) + ["half-closer"] * (count // 16)
     return few + ["plain"] * (count - len(few))
-
-
-def problem_rows(part: str, load: Load) -> list[Row]:
-    """What no client may see, counted; and the first of it in words."""
-    rows = [
-        Row(
-            part=part,
-            name=name,
-            target="0",
-            figure=f"{sum(load.problems[word] for word in words)} in {load.settled:,} requests",
-            ok=not any(load.problems[word] for word in words),
-        )
-        for name, words in KINDS.items()
-    ]
-    rows += [Row(part=part, name="problem", figure=words, ok=False) for words in load.told]
-    return rows
 
 
 def run(options: Options) -> list[Row]:
@@ -66,7 +39,7 @@ def run(options: Options) -> list[Row]:
 
 async def _play(stage: Stage, tunnel: servers.Tunnel, seconds: float) -> tuple[Load, Weather]:
     load = stage.load(tunnel)
-    load.add(KIND_OF_CLIENTS, manners(CLIENTS))
+    load.add(ALL_KINDS, manners(CLIENTS))
     weather = Weather(stage, load)
     await load.start()
     making = asyncio.create_task(weather.make())
