@@ -12,7 +12,7 @@ import time
 
 from torture.scorecard import Options, Row, markdown
 
-PARTS = ("faults", "sigterm")
+PARTS = ("faults", "sigterm", "clients", "storm")
 
 
 def main() -> int:
