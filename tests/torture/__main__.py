@@ -9,10 +9,23 @@ import argparse
 import importlib
 import sys
 import time
+import traceback
+
+import pytest
 
 from torture.scorecard import Options, Row, markdown
 
-PARTS = ("faults", "sigterm", "clients", "storm")
+PARTS = ("faults", "sigterm", "clients", "storm", "soak")
+
+
+def run(part: str, options: Options) -> list[Row]:
+    """The rows of a part; one that could not be played to its end is a row too."""
+    try:
+        found: list[Row] = importlib.import_module(f"torture.parts.{part}").run(options)
+    except (Exception, pytest.fail.Exception) as problem:
+        traceback.print_exc()
+        return [Row(part=part, name="played to the end", figure=str(problem), ok=False)]
+    return found
 
 
 def main() -> int:
@@ -32,7 +45,7 @@ def main() -> int:
     rows: list[Row] = []
     for part in only or PARTS:
         began = time.monotonic()
-        found = importlib.import_module(f"torture.parts.{part}").run(options)
+        found = run(part, options)
         print(*found, sep="\n")
         print(f"    {part}: {time.monotonic() - began:.0f} s", flush=True)
         rows += found

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,11 +179,16 @@ class Vitals:
                 found[name] += float(line.rpartition(" ")[2])
         return found
 
-    def at_rest(self) -> bool:
-        """Whether no request and no byte is thought to be under way any more."""
+    def left_at_rest(self, patience: float = 20.0) -> float:
+        """Requests and bytes thought to be under way when nothing should be: 0, within a time."""
         gauges = ("in_flight", "queued", "tombstones")
         names = [f"memtunnel_upstream_requests_{gauge}" for gauge in gauges]
-        return not any(self.metrics("memtunnel_buffered_bytes", *names).values())
+        until = time.monotonic() + patience
+        while True:
+            left = sum(self.metrics("memtunnel_buffered_bytes", *names).values())
+            if not left or time.monotonic() > until:
+                return left
+            time.sleep(0.1)
 
 
 def wait_until(condition: Callable[[], Any], what: str, patience: float = 20.0) -> Any:

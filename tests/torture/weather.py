@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
@@ -134,3 +135,24 @@ class Weather:
         for words in audit(noted, self._stage.stored(server, [key.name for key in keys])):
             self._load.problem(words)
         self.audited += len(keys)
+
+
+async def play(stage: Stage, load: Load, seconds: float, watch: Callable[[], object]) -> Weather:
+    """Let a load live through so many seconds of weather, and compare what is stored in the end.
+
+    `watch` is called a few times a second; reading the tunnel's log belongs to it.
+    """
+    weather = Weather(stage, load)
+    await load.start()
+    making = asyncio.create_task(weather.make())
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while loop.time() < until and not making.done():
+        await asyncio.sleep(0.2)
+        watch()
+    weather.clear_up()
+    await making
+    await load.stop()
+    for server in range(len(stage.names)):
+        weather.audit(server)
+    return weather

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 from statistics import median
 
-import servers
-
 from torture.load import Load
 from torture.scorecard import Options, Row, problem_rows
-from torture.stage import ALL_KINDS, Stage, staged
-from torture.weather import Weather
+from torture.stage import ALL_KINDS, staged
+from torture.weather import Weather, play
 
 MINUTES = 1.5
 CLIENTS = 64
@@ -30,29 +28,14 @@ def run(options: Options) -> list[Row]:
     with staged(options, count=4, liar=True) as stage:
         tunnel = stage.make_tunnel("--failover=off").start()
         tunnel.wait_ready()
-        load, weather = asyncio.run(_play(stage, tunnel, (options.minutes or MINUTES) * 60))
+        load = stage.load(tunnel)
+        load.add(ALL_KINDS, manners(CLIENTS))
+        seconds = (options.minutes or MINUTES) * 60
+        weather = asyncio.run(play(stage, load, seconds, tunnel.log))
         desyncs = tunnel.metric("memtunnel_upstream_desync_total")
         log = tunnel.log()
     recoveries = [seconds for server in load.servers for seconds in server.recoveries]
     return [*problem_rows("faults", load), *_figures(load, weather, recoveries, log, desyncs)]
-
-
-async def _play(stage: Stage, tunnel: servers.Tunnel, seconds: float) -> tuple[Load, Weather]:
-    load = stage.load(tunnel)
-    load.add(ALL_KINDS, manners(CLIENTS))
-    weather = Weather(stage, load)
-    await load.start()
-    making = asyncio.create_task(weather.make())
-    until = asyncio.get_running_loop().time() + seconds
-    while asyncio.get_running_loop().time() < until and not making.done():
-        await asyncio.sleep(0.2)
-        tunnel.log()  # or its pipe fills
-    weather.clear_up()
-    await making
-    await load.stop()
-    for server in range(len(stage.names)):
-        weather.audit(server)
-    return load, weather
 
 
 def _figures(
