@@ -15,7 +15,7 @@ import pytest
 
 from torture.scorecard import Options, Row, markdown
 
-PARTS = ("faults", "sigterm", "clients", "storm", "soak")
+PARTS = ("faults", "sigterm", "clients", "storm", "soak", "descriptors", "clock")
 
 
 def run(part: str, options: Options) -> list[Row]:
