@@ -15,7 +15,17 @@ import pytest
 
 from torture.scorecard import Options, Row, markdown
 
-PARTS = ("faults", "sigterm", "clients", "storm", "soak", "descriptors", "clock", "canary")
+PARTS = (
+    "faults",
+    "sigterm",
+    "sighup",
+    "clients",
+    "storm",
+    "soak",
+    "descriptors",
+    "clock",
+    "canary",
+)
 
 
 def run(part: str, options: Options) -> list[Row]:
