@@ -32,9 +32,18 @@ class Counter:
         self.last = 0
         self.credit = 0
         """Additions that may have happened unseen."""
+        self.done = 0
+        """Additions that were answered well."""
+        self.failed = 0
+        """Those that were not; each may have happened."""
+
+    def fail(self) -> None:
+        self.credit += 1
+        self.failed += 1
 
     def judge(self, value: int) -> str:
         """What is wrong with the answer to an addition."""
+        self.done += 1
         # Where it is less than before, the server has begun anew.
         before = self.last if value > self.last else 0
         self.credit -= value - before - 1
@@ -51,8 +60,8 @@ class BinaryClient(Client):
     def __init__(self, load: Load, number: int, manner: str) -> None:
         super().__init__(load, number, manner)
         self._opaque = self.random.getrandbits(31)
-        self._counter = load.key(b"counter-%d" % number, number)
-        self._count = Counter()
+        self.counter = load.key(b"counter-%d" % number, number)
+        self.count = Counter()
 
     def batch(self, count: int) -> bytes:
         frames: list[bytes] = []
@@ -106,8 +115,8 @@ class BinaryClient(Client):
         return self._owe(Ask("delete", key, key.ask(delete=True)), Opcode.DELETE, key.name)
 
     def _incr(self) -> bytes:
-        ask = Ask("incr", self._counter)
-        return self._owe(ask, Opcode.INCR, self._counter.name, extras=_INCR)
+        ask = Ask("incr", self.counter)
+        return self._owe(ask, Opcode.INCR, self.counter.name, extras=_INCR)
 
     def _bare(self, opcode: Opcode) -> bytes:
         return self._owe(Ask("bare"), opcode)
@@ -173,13 +182,13 @@ class BinaryClient(Client):
                 return True
         elif ask.kind == "incr":
             if status == Status.OK:
-                fault = self._count.judge(int.from_bytes(value, "big"))
-                if fault:
+                fault = self.count.judge(int.from_bytes(value, "big"))
+                if fault and not self.load.keys_move:
                     self.load.problem(f"{fault} ({self})")
                 ask.key.server.said_well(now)
                 return True
             if status == Status.NOT_STORED:
-                self._count.credit += 1
+                self.count.fail()
                 self.load.refused += 1
                 return True
         elif ask.kind == "bare":
@@ -196,6 +205,6 @@ class BinaryClient(Client):
 
     def unanswered(self, ask: Ask) -> None:
         if ask.kind == "incr":
-            self._count.credit += 1
+            self.count.fail()
         elif ask.number:
             ask.key.failed(ask.number, delete=ask.kind == "delete")

@@ -17,6 +17,7 @@ from random import Random
 import authority
 import servers
 
+from torture.binary_load import BinaryClient
 from torture.load import Load
 from torture.scorecard import Options, Row, problem_rows
 from torture.stage import ALL_KINDS, Stage, Vitals, staged
@@ -107,6 +108,7 @@ def run(options: Options) -> list[Row]:
         load.keys_move = True
         load.add(ALL_KINDS, ["plain"] * CLIENTS)
         reloads = asyncio.run(_play(tunnel, load, file, options.times or TIMES))
+        _count(stage, load)
         metrics = Vitals(tunnel).metrics(
             "memtunnel_degraded_replies_total", "memtunnel_client_connections_opened_total"
         )
@@ -129,6 +131,20 @@ def run(options: Options) -> list[Row]:
         took = f"{max(reloads.seconds):.2f} s at worst"
         found.append(Row(part="sighup", name="from the signal to the change", figure=took))
     return problem_rows("sighup", load) + found
+
+
+def _count(stage: Stage, load: Load) -> None:
+    """Compare additions with what all servers together have: each has happened once, somewhere."""
+    counters = [client for client in load.clients if isinstance(client, BinaryClient)]
+    names = [client.counter.name for client in counters]
+    stored = [stage.stored(server, names) for server in range(len(stage.names))]
+    for client in counters:
+        done, most = client.count.done, client.count.done + client.count.failed
+        found = sum(int(values.get(client.counter.name, 0)) for values in stored)
+        if found > most:
+            load.problem(f"twice: {found} additions are stored, {most} were asked ({client})")
+        elif found < done:
+            load.problem(f"lost: {found} additions are stored, {done} were answered ({client})")
 
 
 async def _play(tunnel: servers.Tunnel, load: Load, file: File, times: int) -> Reloads:
