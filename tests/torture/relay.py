@@ -39,7 +39,7 @@ FAULTS = {
     "half-close": "the server seems to have closed its side, and still reads",
     "corrupt": "one byte of each connection's answers is changed",
 }
-#: What it can do to an answer, where it ends TLS.
+#: What it can do to an answer, where it ends TLS: all but the last is found out at once.
 LIES = ("opaque", "opcode", "magic", "length", "duplicate", "unsolicited", "swallow")
 #: Bytes that may wait for their time before more is read.
 HIGH = 256 * 1024

@@ -53,16 +53,19 @@ class Draw:
         self._random = Random(seed)
         self._kills = kills
         self._lies = lies
+        self._first = True
 
     def next(self) -> Event:
         random = self._random
         calm, seconds = random.uniform(*CALM), random.uniform(*LASTS)
-        if random.random() < self._kills:
+        # So that short runs have of both.
+        first, self._first = self._first, False
+        if random.random() < self._kills or (first and not self._lies):
             # A server is back soon, or it takes its time.
             return Event("kill", 0.0, seconds * random.choice((0.1, 1.0, 2.0)), calm + 3.0)
         if self._lies:
-            if random.random() < 0.8:
-                return Event("lie", random.choice(LIES), 0.3, calm / 2)
+            if first or random.random() < 0.8:
+                return Event("lie", random.choice(LIES[:-1] if first else LIES), 0.3, calm / 2)
             return Event(random.choice(("stall", "delay", "reset")), 0.5, seconds, calm)
         fault = random.choice([*AMOUNTS, "mute"])
         if fault == "mute" and random.random() < 0.7:
