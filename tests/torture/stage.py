@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from torture.text_load import ClassicClient, MetaClient
 ALL_KINDS: list[type[Client]] = [BinaryClient, ClassicClient, BinaryClient, MetaClient]
 
 ROOT = Path(__file__).parent.parent
+WITNESS = Path(__file__).parent / "witness"
 
 
 class RelayProcess:
@@ -115,6 +117,9 @@ class Stage:
             *whole, *flags, environ={"MEMTUNNEL_PASSWORD": servers.PASSWORD, **(environ or {})}
         )
         tunnel.command[:0] = prefix
+        paths = [str(WITNESS), tunnel.environ.get("PYTHONPATH", "")]
+        tunnel.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        tunnel.environ["TORTURE_WITNESS"] = str(self.folder)
         tunnel.folder = self.folder
         self.started.append(tunnel)
         return tunnel
@@ -169,6 +174,18 @@ class Vitals:
 
     def descriptors(self) -> int:
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.processes())
+
+    def in_use(self) -> tuple[int, int]:
+        """Python's blocks of memory, and bytes of C's, that its processes hold themselves."""
+        blocks = size = 0
+        for pid in self.processes():
+            file = self.tunnel.folder / str(pid)
+            file.unlink(missing_ok=True)
+            os.kill(pid, signal.SIGUSR2)
+            wait_until(file.exists, "the tunnel tells what it has in use")
+            words = file.read_text().split()
+            blocks, size = blocks + int(words[0]), size + int(words[1])
+        return blocks, size
 
     def metrics(self, *names: str) -> dict[str, float]:
         """The sums of some gauges, from one scrape."""

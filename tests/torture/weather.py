@@ -95,7 +95,7 @@ class Weather:
     async def _over(self, server: int) -> None:
         stage = self._stage
         lies = stage.liar and server == len(stage.names) - 1
-        seed = f"{stage.options.seed}-weather-{server}"
+        seed = f"{self._load.seed}-weather-{server}"
         draw = Draw(seed, kills=0.0 if lies else self._kills, lies=lies)
         await self._wait(1.0)
         while not self._clearing.is_set():
