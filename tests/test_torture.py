@@ -27,7 +27,7 @@ def wrong(rows: list[Row]) -> list[str]:
 
 
 def test_faults_of_servers_are_nothing_but_misses_and_refused_writes(options: Options) -> None:
-    options.minutes = 0.12
+    options.minutes = 0.1
     assert not wrong(faults.run(options))
 
 

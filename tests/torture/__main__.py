@@ -42,8 +42,10 @@ def main() -> int:
     defaults = Options()
     parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; repeatable")
-    parser.add_argument("--minutes", type=float, default=0.0, help="of faults and of the soak")
-    parser.add_argument("--times", type=int, default=0, help="of what is repeated")
+    parser.add_argument("--minutes", type=float, default=0.0, help="of the faults, and of the soak")
+    parser.add_argument(
+        "--times", type=int, default=0, help="SIGTERMs, SIGHUPs, clients, connections"
+    )
     parser.add_argument("--workers", type=int, default=1, help="of the tunnel")
     parser.add_argument("--rate", type=float, default=defaults.rate, help="requests a second")
     parser.add_argument("--seed", type=int, default=defaults.seed)

@@ -38,6 +38,7 @@ FAULTS = {
     "cut": "each connection passes so many more bytes of answers, and is reset",
     "half-close": "the server seems to have closed its side, and still reads",
     "corrupt": "one byte of each connection's answers is changed",
+    "lie": "an answer of each connection is made one of `LIES`, which comes in place of the number",
 }
 #: What it can do to an answer, where it ends TLS: all but the last is found out at once.
 LIES = ("opaque", "opcode", "magic", "length", "duplicate", "unsolicited", "swallow")
@@ -331,6 +332,7 @@ class Relay:
                 pipe.release("fault")
 
     def set(self, fault: str, amount: float | str) -> None:
+        assert fault in FAULTS, fault
         before, self.fault = self.fault, fault
         self.amount = amount if isinstance(amount, float) else 0.0
         if before == "refuse":

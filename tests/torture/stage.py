@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,7 @@ class Vitals:
             file = self.tunnel.folder / str(pid)
             file.unlink(missing_ok=True)
             os.kill(pid, signal.SIGUSR2)
-            wait_until(file.exists, "the tunnel tells what it has in use")
+            servers.wait_until(file.exists, "the tunnel tells what it has in use")
             words = file.read_text().split()
             blocks, size = blocks + int(words[0]), size + int(words[1])
         return blocks, size
@@ -206,8 +206,3 @@ class Vitals:
             if not left or time.monotonic() > until:
                 return left
             time.sleep(0.1)
-
-
-def wait_until(condition: Callable[[], Any], what: str, patience: float = 20.0) -> Any:
-    """As `servers.wait_until`; here so that parts need nothing of the tests themselves."""
-    return servers.wait_until(condition, what, patience)

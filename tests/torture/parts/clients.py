@@ -17,7 +17,7 @@ import servers
 
 from memtunnel.wire.binary import Opcode, answer, request
 from torture.scorecard import Options, Row
-from torture.stage import Vitals, staged, wait_until
+from torture.stage import Vitals, staged
 
 CLIENTS = 10_000
 #: Clients that come first, for what is taken once for all.
@@ -111,7 +111,9 @@ def run(options: Options) -> list[Row]:
         asyncio.run(_come_and_go(tunnel.port, WARM_UP, None))
         begun = vitals.memory(), vitals.descriptors()
         wrong, there, seen = asyncio.run(_come_and_go(tunnel.port, count, vitals))
-        wait_until(lambda: vitals.descriptors() <= begun[1], "all clients' descriptors are closed")
+        servers.wait_until(
+            lambda: vitals.descriptors() <= begun[1], "all clients' descriptors are closed"
+        )
         left = vitals.memory()
         ended = "Traceback" in tunnel.log()
     each = (there - begun[0]) / 1024 / count

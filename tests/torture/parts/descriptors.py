@@ -13,7 +13,7 @@ import servers
 
 from memtunnel.wire.binary import Opcode
 from torture.scorecard import Options, Row
-from torture.stage import Stage, Vitals, staged, wait_until
+from torture.stage import Stage, Vitals, staged
 
 #: Descriptors that the tunnel may have in all.
 LIMIT = 120
@@ -83,7 +83,7 @@ def _more_clients(stage: Stage) -> list[Row]:
         target = tunnel.metric("memtunnel_upstream_connections_target")
         return tunnel.metric("memtunnel_upstream_connections", state="warm") == target
 
-    wait_until(warm, "the pool is whole again")
+    servers.wait_until(warm, "the pool is whole again")
     after = crowd.all_served()
     files = Vitals(tunnel).descriptors()
     crowd.close()
@@ -107,7 +107,7 @@ def _more_connections(stage: Stage) -> list[Row]:
     """A pool larger than the limit."""
     tunnel = _limited(stage, "--pool-size=100")
     early = Crowd(tunnel.port, 5)
-    wait_until(lambda: Vitals(tunnel).descriptors() >= LIMIT - 5, "the files are used up")
+    servers.wait_until(lambda: Vitals(tunnel).descriptors() >= LIMIT - 5, "the files are used up")
     time.sleep(1.0)  # it goes on trying
     began = time.monotonic()
     crowd = Crowd(tunnel.port, 10)
