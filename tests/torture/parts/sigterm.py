@@ -2,8 +2,8 @@
 
 The clients go on asking as if nothing was. What was sent before the time to drain is over has to be
 answered; what is sent later may be read or not, but what the servers have done must have been
-answered. Values are small here, so that what is written is at the tunnel at once, and pipelines stay
-below the 1,024 answers owed above which a client is not read from: what is not read is not done.
+answered. Values are small here, so that what is written is at the tunnel at once, and pipelines
+mostly stay below the 1,024 answers owed above which a client is not read from.
 """
 
 from __future__ import annotations
