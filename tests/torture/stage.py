@@ -175,6 +175,12 @@ class Vitals:
     def descriptors(self) -> int:
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.processes())
 
+    def pools_are_whole(self) -> bool:
+        """Whether there are exactly the connections to servers that there should be, all warm."""
+        every = self.tunnel.metric("memtunnel_upstream_connections")
+        warm = self.tunnel.metric("memtunnel_upstream_connections", state="warm")
+        return every == warm == self.tunnel.metric("memtunnel_upstream_connections_target")
+
     def in_use(self) -> tuple[int, int]:
         """Python's blocks of memory, and bytes of C's, that its processes hold themselves."""
         blocks = size = 0
