@@ -368,18 +368,16 @@ class _Reading:
 
 def followed(before: Config, after: Config) -> tuple[Config, list[str]]:
     """What a running tunnel can follow of other settings, and the names of what it cannot."""
-    fixed = list(FIXED)
+    kept = {name: getattr(before, name) for name in map(_field, FIXED)}
+    fixed = [f"--{name}" for name in FIXED if kept[_field(name)] != getattr(after, _field(name))]
     if before.demo:
-        fixed += ["servers", "credentials"]  # its own server's
-    elif before.client_auth == "passthrough" and None in (before.credentials, after.credentials):
-        fixed.append("credentials")  # whether clients need a login of their own hangs on it
-    kept = {name: getattr(before, name) for name in map(_field, fixed)}
-    changed = [
-        f"--{name}"
-        for name in fixed
-        if not before.demo and kept[_field(name)] != getattr(after, _field(name))
-    ]
-    return replace(after, **kept), changed
+        kept |= {"servers": before.servers, "credentials": before.credentials}  # its own server's
+    elif None in (before.credentials, after.credentials) and before.client_auth != "open":
+        # Who may be a client hangs on whether there is a login.
+        kept["credentials"] = before.credentials
+        if before.credentials != after.credentials:
+            fixed.append("--username")
+    return replace(after, **kept), fixed
 
 
 def _field(name: str) -> str:

@@ -201,6 +201,8 @@ class TunnelService(Service):
         self._serving: Worker | Workers | None = None
         self._admin_port: Any = None
         self._draining = False
+        self._announced = False
+        """Whether the service manager was told that clients can come."""
 
     # Start
 
@@ -310,6 +312,7 @@ class TunnelService(Service):
         """Tell the service manager once clients can be served, or need not wait for that longer."""
         assert self._serving is not None
         if self._serving.ready or self._reactor.seconds() >= until:
+            self._announced = True
             self._manager.tell(READY)
         elif not self._draining:
             self._reactor.callLater(READY_TICK, self._announce, until)
@@ -367,7 +370,8 @@ class TunnelService(Service):
         """Read the settings again, and follow those that can be followed."""
         if self._draining or self._serving is None:
             return
-        self._manager.tell(reloading())
+        if self._announced:
+            self._manager.tell(reloading())
         try:
             config, roots = self._settings()
         except (ConfigError, CannotStart) as mistakes:
@@ -376,7 +380,8 @@ class TunnelService(Service):
             self._log.error("settings not reloaded, the former ones go on: {words}", words=words)
         else:
             self._follow(config, self._roots if self._config.demo else roots)
-        self._manager.tell(READY)
+        if self._announced:
+            self._manager.tell(READY)
 
     def _follow(self, config: Config, roots: list[Certificate] | None) -> None:
         assert self._serving is not None

@@ -42,6 +42,7 @@ class Manager:
         """Say how the tunnel stands; where nobody can be told, that is no trouble."""
         if self._address:
             with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as speaker:
+                speaker.setblocking(False)  # one that does not listen keeps nobody waiting
                 speaker.connect(self._address)
                 speaker.send(state.encode())
 

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 
 import twisted
 from memtunnel import __version__
-from memtunnel.addresses import address_of, host_port
+from memtunnel.addresses import address_of
 from memtunnel.config import Config, ServerConfig
 from memtunnel.core.budget import Budget
 from memtunnel.core.cluster import Cluster
@@ -64,7 +64,6 @@ def policy(config: Config) -> Policy:
     """What clients are told under these settings."""
     passthrough = config.client_auth == "passthrough"
     return Policy(
-        credentials=config.credentials,
         # Beyond this machine nobody is taken for the configured login who did not say so.
         login_required=config.client_auth == "required"
         or (passthrough and (config.credentials is None or config.allow_remote)),
@@ -123,7 +122,7 @@ class Worker:
         self._roots: list[bytes] | None = None
         self._context: SSL.Context | None = None
         plan = self._plan(config, roots)
-        cluster = Cluster((), plan.router)
+        cluster = Cluster((), plan.router, config.credentials)
         self.tunnel = Tunnel(
             policy(config),
             cluster,
@@ -173,10 +172,9 @@ class Worker:
 
     def _pool(self, name: str, target: Target, cluster: Cluster, size: int) -> Pool:
         counts = self.metrics.server(name)
-        address = host_port(target.host, target.port)
         return Pool(
             target,
-            Server(name, -1, counts, self.budget, address),
+            Server(name, -1, counts, self.budget),
             cluster,
             self.tunnel,
             counts,

@@ -96,6 +96,8 @@ class Workers:
         """By number, what those had counted that have ended: so no order of sums changes."""
         self._draining: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None
+        self._outlasting = False
+        """While draining, whether somebody may still come with clients."""
         self._round = 0
         self._readers: list[Deferred[Metrics]] = []
         self._next_readers: list[Deferred[Metrics]] = []
@@ -169,20 +171,23 @@ class Workers:
         Fires when all have ended.
         """
         drained = self._draining = Deferred()
+        self._outlasting = outlasting
         for worker in self._workers.values():
             worker.channel.tell(Drain(outlasting=outlasting))
-        # From then on no worker accepts any more, and nobody should wait for one that does.
         time = self._config.drain_timeout
-        self._reactor.callLater(time, self._close_ports)
+        self._reactor.callLater(time, self.finish)
         self._reactor.callLater(time + self._config.request_timeout + AFTERMATH, self._kill)
         self._tell_the_end()
         return drained
 
     def finish(self) -> None:
         """Those who were served are gone: drain no longer, close what is left of them."""
+        self._outlasting = False
         for worker in self._workers.values():
             worker.channel.tell(Finish())
+        # No worker accepts any more, and nobody should wait for one that does.
         self._close_ports()
+        self._tell_the_end()
 
     def stop(self) -> Deferred[Any]:
         """End all now. Fires when they have ended."""
@@ -278,8 +283,13 @@ class Workers:
 
     # What becomes of one
 
+    @property
+    def _ending(self) -> bool:
+        """Whether those that end are not replaced."""
+        return self._stopping is not None or (self._draining is not None and not self._outlasting)
+
     def _spawn(self, number: int) -> None:
-        if self._draining is not None or self._stopping is not None:
+        if self._ending:
             return
         worker = WorkerProtocol(self, number, self._reactor.seconds)
         try:
@@ -301,6 +311,8 @@ class Workers:
             return
         self._workers[number] = worker
         worker.channel.tell(self._begin(number))
+        if self._draining is not None:
+            worker.channel.tell(Drain(outlasting=True))
         worker.channel.tell(Ask(number=self._round, description=()))
 
     def _spawn_later(self, number: int) -> None:
@@ -359,14 +371,14 @@ class Workers:
         self._look_for_room()
         self._look_at_round()
         self._tell_the_end()
-        if self._draining is None and self._stopping is None:
+        if not self._ending:
             self._warn(f"worker {worker.number} has ended: {how}; another takes its place")
             self._spawn_later(worker.number)
 
     def _look_for_room(self) -> None:
         """While all workers are full, clients are accepted here, and closed at once."""
         # While draining, those that have ended are not replaced: nobody waits for them.
-        wanted = self._config.workers if self._draining is None else 1
+        wanted = 1 if self._ending else self._config.workers
         full = len(self._workers) >= wanted and all(
             worker.full for worker in self._workers.values()
         )
@@ -376,7 +388,7 @@ class Workers:
     def _tell_the_end(self) -> None:
         # Who drains, and is told to stop, is not told that it is time to stop.
         waiting = self._stopping or self._draining
-        if not self._workers and waiting is not None and not waiting.called:
+        if not self._workers and self._ending and waiting is not None and not waiting.called:
             waiting.callback(None)
 
 

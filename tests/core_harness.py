@@ -32,6 +32,7 @@ from memtunnel.wire.binary import (
     request,
     split,
 )
+from memtunnel.wire.sasl import Credentials
 
 O = Opcode  # noqa: E741
 _ARITHMETIC = Struct(">QQI")
@@ -372,6 +373,7 @@ class House:
         *,
         limit: int = 256 * 1024 * 1024,
         statistics: Iterable[tuple[str, str]] = (),
+        credentials: Credentials | None = None,
         **policy: Any,
     ) -> None:
         self.now = 1000.0
@@ -390,7 +392,7 @@ class House:
         self.stores = [Store(name) for name in names]
         self.tunnel = Tunnel(
             self.policy,
-            Cluster(self.servers, self.router),
+            Cluster(self.servers, self.router, credentials),
             self.budget,
             self.counts,
             self._wake,

@@ -1,5 +1,6 @@
 """Which logins there are upstream: made when they are needed, bounded, retired, remembered."""
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -150,7 +151,18 @@ def test_P9_each_login_has_connections_of_its_own_to_each_server(make_bench: Any
     assert one.verdict is other.verdict is Verdict.ACCEPTED
     assert not {*one.servers} & {*other.servers}
     assert bench.logins.log_in(RIGHT[0]) is one
-    assert bench.logins.log_in(OWN) is bench.tunnel.cluster
+
+
+def test_P9_the_configured_login_is_a_clients_own_too_if_it_comes_with_it(make_bench: Any) -> None:
+    bench = make_bench()
+    cluster = bench.log_in(OWN)
+    bench.pass_time(1)
+    assert cluster is not bench.tunnel.cluster
+    assert bench.connected == [OWN, OWN]
+    bench.logins.configure(RIGHT[5], bench.plan("mc0"), [])
+    bench.pass_time(2)
+    assert sorted(bench.connected, key=repr) == [OWN, RIGHT[5]]
+    assert bench.logins.log_in(OWN) is cluster
 
 
 def test_the_same_name_with_another_password_is_another_login(make_bench: Any) -> None:
@@ -243,7 +255,75 @@ def test_there_are_at_most_so_many_and_those_without_clients_go_first(make_bench
     bench.pass_time(1)
     assert bench.all == [OWN, RIGHT[0], RIGHT[1], RIGHT[3]]
     assert bench.connected == [OWN, RIGHT[0], RIGHT[1], RIGHT[3]]
-    assert bench.logins.log_in(OWN) is bench.tunnel.cluster
+
+
+def test_a_refused_login_makes_room_first_and_one_that_is_tried_not_at_all(make_bench: Any) -> None:
+    bench = make_bench(most=2)
+    bench.log_in(RIGHT[0]).clients -= 1
+    bench.pass_time(1)
+    bench.log_in(WRONG).clients -= 1
+    bench.pass_time(1)
+    bench.up = False
+    bench.log_in(RIGHT[1]).clients -= 1
+    assert bench.all == [OWN, RIGHT[0], RIGHT[1]]
+    bench.log_in(RIGHT[2]).clients -= 1
+    assert bench.all == [OWN, RIGHT[1], RIGHT[2]]
+    assert bench.logins.log_in(RIGHT[3]) is None
+    bench.pass_time(REMEMBERED)
+    assert bench.logins.log_in(RIGHT[3]) is not None
+
+
+def test_a_login_that_is_used_is_kept_however_short_its_clients_stay(make_bench: Any) -> None:
+    bench = make_bench()
+    cluster = bench.logins.log_in(RIGHT[0])
+    for _ in range(int(IDLE)):
+        bench.pass_time(2)
+        assert bench.logins.log_in(RIGHT[0]) is cluster
+    assert len(bench.network.dials) == 2
+
+
+def test_P9_a_login_counts_as_in_use_from_when_a_server_has_taken_it(make_bench: Any) -> None:
+    bench = make_bench()
+    cluster = bench.tunnel.cluster
+    bench.logins.configure(WRONG, bench.plan("mc0"), [])
+    bench.pass_time(5)
+    assert cluster.credentials == OWN
+    assert bench.connected == [OWN]
+    bench.wrong.clear()
+    bench.pass_time(60)
+    assert cluster.credentials == WRONG
+    assert bench.connected == [WRONG]
+
+
+def test_a_login_is_in_use_at_once_where_none_was(make_bench: Any) -> None:
+    bench = make_bench()
+    bench.up = False
+    for upstream in list(bench.logins.default.pools[0].upstreams):
+        upstream.transport.transport.reset()
+    bench.pass_time(1)
+    bench.logins.configure(RIGHT[0], bench.plan("mc0"), [])
+    assert bench.tunnel.cluster.credentials == RIGHT[0]
+
+
+def test_other_settings_make_nobody_dial_for_a_login_that_was_refused(make_bench: Any) -> None:
+    bench = make_bench()
+    bench.log_in(WRONG).clients -= 1
+    bench.pass_time(1)
+    dials = len(bench.network.dials)
+    bench.logins.configure(OWN, bench.plan("mc0", "mc1"), [])
+    bench.pass_time(60)
+    assert bench.all == [OWN]
+    assert len(bench.network.dials) == dials + 1
+
+
+def test_statistics_name_a_server_by_where_it_is_now(make_bench: Any) -> None:
+    bench = make_bench()
+    (server,) = bench.tunnel.cluster.servers
+    assert server.address == "localhost:11219"
+    plan = bench.plan("mc0")
+    moved = {name: replace(target, port=4711) for name, target in plan.targets.items()}
+    bench.logins.configure(OWN, replace(plan, targets=moved), [])
+    assert server.address == "localhost:4711"
 
 
 def test_other_servers_are_followed_by_all_logins(make_bench: Any) -> None:
@@ -272,7 +352,6 @@ def test_another_configured_login_leaves_clients_own_alone(make_bench: Any) -> N
     bench.pass_time(2)
     assert bench.connected == [RIGHT[0], RIGHT[5]]
     assert len(bench.network.dials) == 3
-    assert bench.logins.log_in(RIGHT[5]) is bench.tunnel.cluster
 
 
 def test_the_end_closes_all(make_bench: Any) -> None:

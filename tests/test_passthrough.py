@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from core_harness import House, Link, O, Store, bare, get, login, opaque_of, store
+from core_harness import Counts, House, Link, O, Store, get, login, opaque_of, store
 
 from memtunnel.core.binary_session import BinarySession
+from memtunnel.core.breaker import FAILED_DIALS
 from memtunnel.core.cluster import Cluster, Verdict
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
@@ -387,15 +388,29 @@ def test_a_first_set_is_no_login_where_none_is_due() -> None:
     assert list(town.clusters) == [OWN]
 
 
-def test_the_configured_login_is_no_other_than_that_of_who_has_none() -> None:
-    town = Town(own=OWN)
-    town.warm(OWN)
+def test_P9_what_waits_with_one_login_does_not_fail_over_to_another_ones_servers() -> None:
+    town = Town(failover=True)
+    one = [Server(f"server{n}", n, Counts(), town.budget) for n in range(2)]
+    names = ["server0", "server1"]
+    town.clusters[ONE] = Cluster(one, router("modula", names))
+    town.clusters[ONE].accepted(town.now)
+    other = [Server(f"server{n}", n, Counts(), town.budget) for n in range(2)]
+    town.clusters[OTHER] = Cluster(other, router("modula", names))
+    town.clusters[OTHER].accepted(town.now)
     client = town.client()
-    client.send(binary_login(OWN) + bare(O.NOOP, 2))
+    client.send(binary_login(ONE))
+    client.send(*(store(b"key%d" % number, b"mine", number) for number in range(8)))
+    client.send(binary_login(OTHER))
+    for server in other:
+        town.links.append(Link(town, server, Store(), 0x55 << 24 | server.index << 20))
+    for server in one:
+        for _ in range(FAILED_DIALS):
+            server.dial_failed(town.now)
+    town.tunnel.flush()
     town.serve()
-    assert client.told == [(O.SASL_AUTH, 1, 0), (O.NOOP, 2, 0)]
-    assert client.session.cluster is town.tunnel.cluster
-    assert town.tunnel.cluster.clients == 0
+    assert not any(link.store.items for link in town.links)
+    assert [status for _, _, status in client.told] == [0, *[Status.NOT_STORED] * 8, 0]
+    settled(town)
 
 
 def test_the_verdict_is_remembered() -> None:

@@ -71,7 +71,7 @@ class Bench:
         self.counts = metrics.server("mc")
         budget = Budget(1 << 28)
         self.server = Server("mc", 0, self.counts, budget)
-        policy = Policy(credentials=CREDENTIALS)
+        policy = Policy()
         self.tunnel = Tunnel(
             policy, Cluster([self.server], router("modula", ["mc"])), budget, metrics, lambda: None
         )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from core_harness import Counts, House, Link, O, Store, bare, get, store
 
-from memtunnel.core.breaker import FAILED_DIALS
+from memtunnel.core.breaker import FAILED_DIALS, TIMEOUTS_IN_A_ROW
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
 from memtunnel.core.session import Session
@@ -164,19 +164,61 @@ def test_a_write_in_flight_on_a_server_that_goes_is_told_once_when_that_is_lost(
     settled(house)
 
 
-def test_a_read_in_flight_on_a_server_that_goes_is_read_once_more_when_that_is_lost() -> None:
+@pytest.mark.parametrize("written", [False, True])
+def test_P2_what_a_server_that_goes_hands_back_comes_not_behind_what_was_asked_later(
+    written: bool,
+) -> None:
     house = House(2)
     client = house.client()
     key = house.key_on(1)
-    client.send(get(key, 2))
+    client.send(get(key, 1) if written else store(key, b"first", 1))
     link = next(link for link in house.links if link.server.index == 1)
-    link.pull()
+    if written:
+        link.pull()
     change(house, house.servers[:1])
-    house.stores[0].items[key] = (bytes(4), b"v", 1)
+    client.send(store(key, b"second", 2))
     link.lose()
     house.serve()
-    assert client.told == [(O.GET, 2, 0)]
+    status = Status.NOT_FOUND if written else Status.NOT_STORED
+    assert client.told == [(O.GET if written else O.SET, 1, status), (O.SET, 2, 0)]
+    assert house.stores[0].items[key][1] == b"second"
     settled(house)
+
+
+def test_without_failover_what_waited_goes_to_its_keys_server_or_to_none() -> None:
+    house = House(3, connections=0, failover=False)
+    house.connect(2)
+    client = house.client()
+    client.send(*(store(house.key_on(0, number), b"v", number) for number in range(9)))
+    for _ in range(FAILED_DIALS):
+        house.servers[1].dial_failed(house.now)
+    servers = house.servers[1:]
+    owner = router("modula", [server.name for server in servers]).server_of
+    expected = [
+        (O.SET, number, 0 if owner(house.key_on(0, number)) == 1 else Status.NOT_STORED)
+        for number in range(9)
+    ]
+    assert len({status for *_, status in expected}) == 2
+    change(house, servers)
+    house.serve()
+    assert client.told == expected
+    settled(house)
+
+
+def test_a_stalled_server_that_goes_stays_closed_whatever_it_says_later() -> None:
+    house = House(2)
+    client = house.client()
+    gone = house.servers[1]
+    keys = [house.key_on(1, number) for number in range(TIMEOUTS_IN_A_ROW)]
+    client.send(*(get(key) for key in keys))
+    link = next(link for link in house.links if link.server is gone)
+    late = link.execute()
+    house.pass_time(0.41)
+    assert gone.refusing
+    change(house, house.servers[:1])
+    link.deliver(late)
+    gone.answered()
+    assert gone.refusing
 
 
 def test_who_has_left_is_owed_nothing_by_a_server_that_goes() -> None:

@@ -147,7 +147,6 @@ def test_a_manager_waits_no_longer_than_the_connect_timeout(
     assert tunnel.get("/readyz")[0] == 503
 
 
-@pytest.mark.xfail(strict=True, reason="a reload ends with READY=1, whether it was ready or not")
 def test_a_reload_before_it_is_ready_does_not_make_it_ready(
     make_memcached: Started, started: list[Any], ca_file: Path, manager: Manager
 ) -> None:
@@ -162,7 +161,6 @@ def test_a_reload_before_it_is_ready_does_not_make_it_ready(
     assert "READY=1" not in manager.listen()
 
 
-@pytest.mark.xfail(strict=True, reason="it waits until the manager takes what it is told")
 def test_a_manager_that_does_not_listen_keeps_nobody_waiting(
     make_memcached: Started, started: list[Any], ca_file: Path, manager: Manager, connect: Connect
 ) -> None:
@@ -277,7 +275,6 @@ def test_sigterm_is_only_noted_while_the_app_runs(
 
 
 @pytest.mark.full
-@pytest.mark.xfail(strict=True, reason="while it drains, a worker that has ended is not replaced")
 def test_an_app_that_stays_is_served_though_workers_die(
     make_memcached: Started, make_tunnel: Started, connect: Connect, app: App
 ) -> None:

@@ -102,7 +102,7 @@ class Bench:
         self.counts = self.metrics.server("mc")
         budget = Budget(256 * MIB)
         self.server = Server("mc", 0, self.counts, budget)
-        self.policy = Policy(credentials=credentials)
+        self.policy = Policy()
         self.tunnel = Tunnel(
             self.policy,
             Cluster([self.server], router("modula", ["mc"])),

@@ -259,11 +259,10 @@ class BinarySession(Session):
             self.finish()
 
     def _log_in(self, opaque: bytes, frame: bytes, now: float) -> None:
-        policy = self.tunnel.policy
-        credentials = policy.credentials
+        credentials = self.tunnel.cluster.credentials
         (parsed,), _ = split(frame)
         plain = parsed.key.upper() == sasl.MECHANISM
-        if policy.passthrough:
+        if self.tunnel.policy.passthrough:
             login = sasl.Credentials.of_message(parsed.value) if plain else None
             self._pass_on(login, opaque, now)
             return

@@ -21,6 +21,7 @@ class State(Enum):
     CLOSED = "closed"
     UNREACHABLE = "unreachable"
     STALLED = "stalled"
+    WITHDRAWN = "withdrawn"
 
 
 class Breaker:
@@ -65,6 +66,10 @@ class Breaker:
         """A data request was answered in time."""
         self._timeouts = 0
         return self.state is State.STALLED and self._close()
+
+    def withdraw(self) -> None:
+        """The server is used no more: open for good."""
+        self.state = State.WITHDRAWN
 
     def admits_probe(self, now: float) -> bool:
         """Whether a read may be sent to see whether a stalled server is back."""

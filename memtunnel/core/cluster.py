@@ -13,6 +13,7 @@ from typing import Protocol
 
 from memtunnel.core.routing import Router
 from memtunnel.core.server import Server
+from memtunnel.wire.sasl import Credentials
 
 
 class Verdict(Enum):
@@ -31,11 +32,15 @@ class Waiting(Protocol):
 class Cluster:
     """`router` says which of `servers` has a key, by their places; each server knows its own."""
 
-    __slots__ = ("clients", "router", "servers", "verdict", "waiting")
+    __slots__ = ("_wanted", "clients", "credentials", "router", "servers", "verdict", "waiting")
 
-    def __init__(self, servers: Sequence[Server], router: Router) -> None:
-        self.servers = list(servers)
-        self.router = router
+    def __init__(
+        self, servers: Sequence[Server], router: Router, credentials: Credentials | None = None
+    ) -> None:
+        self.servers: list[Server] = []
+        self.credentials = self._wanted = credentials
+        """The login that is in use."""
+        self.reshape(servers, router)
         self.verdict = Verdict.NONE
         self.waiting: dict[Waiting, None] = {}
         """Who is told once the first verdict is known."""
@@ -52,18 +57,30 @@ class Cluster:
             server.index = -1
         for index, server in enumerate(servers):
             server.index = index
+            server.cluster = self
         self.servers = list(servers)
         self.router = router
         return gone
 
+    def want(self, credentials: Credentials | None) -> None:
+        """Use another login, from when a server has taken it; at once where none has taken one."""
+        self._wanted = credentials
+        if not self._serving:
+            self.credentials = credentials
+
     def accepted(self, now: float) -> None:
-        """A server has taken the login."""
+        """A server has taken the login that is wanted."""
+        self.credentials = self._wanted
         self._judge(Verdict.ACCEPTED, now)
 
     def refused(self, now: float) -> None:
         """A server has refused the login; that counts unless another one takes it now."""
-        if not any(server.connections for server in self.servers):
+        if not self._serving:
             self._judge(Verdict.REFUSED, now)
+
+    @property
+    def _serving(self) -> bool:
+        return any(server.connections for server in self.servers)
 
     def _judge(self, verdict: Verdict, now: float) -> None:
         self.verdict = verdict

@@ -6,7 +6,7 @@ Connections are made elsewhere; here they are multiplexers that come (`add`), ta
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from memtunnel.core.breaker import Breaker
 from memtunnel.core.budget import Budget
@@ -15,6 +15,9 @@ from memtunnel.core.mux import MAX_ENTRIES, MAX_UNSENT, Multiplexer
 from memtunnel.core.outcomes import Reason
 from memtunnel.core.request import Request
 from memtunnel.wire.binary import LOUD, READS, Opcode
+
+if TYPE_CHECKING:
+    from memtunnel.core.cluster import Cluster
 
 
 class ServerCounts(Protocol):
@@ -38,13 +41,15 @@ class ServerCounts(Protocol):
 
 class Server:
     """`name` is its name in the ring, `index` its place in its cluster, -1 once it is none of its
-    servers any more; `address` is where it is dialled, as ``HOST:PORT``.
+    servers any more; `address` is where it is dialled, as ``HOST:PORT``. `cluster` is the one it
+    serves in; what was asked in it goes to no other one's servers.
     """
 
     __slots__ = (
         "_budget",
         "address",
         "breaker",
+        "cluster",
         "connections",
         "counts",
         "index",
@@ -60,6 +65,7 @@ class Server:
         self.name = name
         self.address = address or name
         self.index = index
+        self.cluster: Cluster | None = None
         self.counts = counts
         self._budget = budget
         self.breaker = Breaker()
@@ -102,8 +108,14 @@ class Server:
             self.connections.remove(mux)
 
     def withdraw(self, now: float) -> None:
-        """Take no requests any more: it is none of its cluster's servers now."""
+        """Take no requests any more: it is none of its cluster's servers now.
+
+        What waits goes to the servers that have its keys now. What comes back later, from a
+        connection that is lost, does not: it would come behind what was asked after it.
+        """
+        self.breaker.withdraw()
         self._open(now)
+        self.cluster = None
 
     def lose(self, mux: Multiplexer, now: float) -> None:
         """A connection is gone: move what was never written, read once more what only reads."""

@@ -9,6 +9,7 @@ client's lane to it, or to all servers. What the client is owed, and in which or
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Final, cast
 
 from memtunnel.core.answers import FULL_REQUESTS, HIT, Answers, Client, ListenerCounts
@@ -318,11 +319,16 @@ class Session(Answers):
         frame = request.frame
         assert lane is not None
         assert frame is not None
+        if lane.server.cluster is not self.cluster:
+            return False  # it was asked with another login, or of a server that is long gone
         place = lane.server.index
         order = self.cluster.router.order_of(key_of(frame))
-        if place >= 0 and not (self.tunnel.policy.failover and place in order):
+        if place < 0:
+            # That server has just gone: all others come after it.
+            if not self.tunnel.policy.failover:
+                order = islice(order, 1)
+        elif not (self.tunnel.policy.failover and place in order):
             return False
-        # After a server that is none of them any more come all.
         for index in order:  # what comes after `place`: looking for that has taken it off
             if not self.cluster.servers[index].refusing:
                 lane.server.counts.failovers += 1

@@ -329,9 +329,9 @@ class TextSession(Session):
         there yet. MemCachier's clients set the password under the user's name, memcached's both
         of them under any key. Without a login, where one is due, nothing else is taken.
         """
-        policy = self.tunnel.policy
-        credentials = policy.credentials
-        any_will_do = credentials is None and not policy.passthrough
+        passthrough = self.tunnel.policy.passthrough
+        credentials = self.tunnel.cluster.credentials
+        any_will_do = credentials is None and not passthrough
         words = words_of(line)
         size = unsigned(words[4]) if len(words) > 4 and words[0] == b"set" else None
         mine = b"" if credentials is None else credentials.username.encode()
@@ -364,7 +364,7 @@ class TextSession(Session):
             self._judge(False)
             self.client.notice("login_refused")
             self._say(_LOGIN_ENDED_BADLY, Opcode.SASL_AUTH, Status.INVALID, now)
-        elif policy.passthrough:
+        elif passthrough:
             name, blank, secret = both.partition(b" ")
             given = (name, secret.lstrip(b" ")) if blank else (words[1], block)
             self._pass_on(Credentials.given(*given), _NO_OPAQUE, now)

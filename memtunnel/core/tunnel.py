@@ -26,10 +26,9 @@ FIRST_VERSION: Final = b"1.6.0"
 class Policy:
     """The settings that decide what clients are told; `config.Config` says what each means."""
 
-    credentials: Credentials | None = None
     login_required: bool = False
     passthrough: bool = False
-    """A client's login is not compared with `credentials`, but used upstream."""
+    """A client's login is not compared with the one in use, but used upstream itself."""
     errors_on_unavailable: bool = False
     failover: bool = True
     max_value_size: int = 1024 * 1024

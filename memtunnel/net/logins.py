@@ -48,8 +48,8 @@ class Login:
         self._make_pool = make_pool
         self.cluster = cluster
         self.pools: list[Pool] = []
-        self.idle_since: float | None = None
-        """Since when no client has it."""
+        self.used = 0.0
+        """When a client came with it, or had it, last."""
         self.retired = False
         self.configure(credentials, plan, (), 0.0)
 
@@ -61,6 +61,7 @@ class Login:
         Returns the pools of servers that are gone.
         """
         self.credentials = credentials
+        self.cluster.want(credentials)
         known = {pool.server.name: pool for pool in self.pools}
         pools = []
         for name, target in plan.targets.items():
@@ -128,16 +129,17 @@ class Logins:
 
     def log_in(self, credentials: Credentials) -> Cluster | None:
         """The cluster of a client that comes with this login; None if there are too many."""
-        if credentials == self.default.credentials:
-            return self.default.cluster
+        now = self._seconds()
         login = self._others.get(credentials)
         if login is None:
-            if len(self._others) >= self.most and not self._make_room():
+            if len(self._others) >= self.most and not self._make_room(now):
                 return None
-            cluster = Cluster((), self._plan.router)
+            cluster = Cluster((), self._plan.router, credentials)
             login = Login(credentials, cluster, self._plan, self._make_pool)
             self._others[credentials] = login
             login.fill()
+        if not login.retired:
+            login.used = now
         return login.cluster
 
     def configure(
@@ -145,6 +147,9 @@ class Logins:
     ) -> None:
         """Follow another plan, with other credentials for clients without a login of their own."""
         self._plan = plan
+        for login in list(self._others.values()):
+            if login.retired:
+                self._forget(login)
         having: dict[Cluster, list[Session]] = {}
         for session in sessions:
             having.setdefault(session.cluster, []).append(session)
@@ -159,30 +164,35 @@ class Logins:
         """Retire the logins that no client has had for a while."""
         self._retiring = [pool for pool in self._retiring if pool.upstreams]
         for login in list(self._others.values()):
+            refused = login.cluster.verdict is Verdict.REFUSED
             # Clients of a retired one are about to be told that it was refused.
             if login.cluster.clients and not login.retired:
-                login.idle_since = None
-                continue
-            if login.idle_since is None:
-                login.idle_since = now
-            refused = login.cluster.verdict is Verdict.REFUSED
-            if refused:
-                login.retire()
-            if now - login.idle_since >= (REMEMBERED if refused else IDLE):
+                login.used = now
+            elif now - login.used >= (REMEMBERED if refused else IDLE):
                 self._forget(login)
+            elif refused and not login.retired:
+                login.retire()
 
     def stop(self) -> None:
         """Close all connections."""
         for pool in self.pools:
             pool.stop()
 
-    def _make_room(self) -> bool:
-        """Retire the login that no client has had for longest; False where all have some."""
-        idle = [login for login in self._others.values() if not login.cluster.clients]
+    def _make_room(self, now: float) -> bool:
+        """Retire a login that no client has; False where there is none.
+
+        A refused one goes first, then the one that was used least recently. One that is being
+        tried stays for a moment: nobody makes the tunnel dial who comes and goes.
+        """
+        idle = [
+            (login.cluster.verdict is not Verdict.REFUSED, login.used, login)
+            for login in self._others.values()
+            if not login.cluster.clients
+            and (login.cluster.verdict is not Verdict.NONE or now - login.used >= REMEMBERED)
+        ]
         if not idle:
             return False
-        now = self._seconds()
-        self._forget(min(idle, key=lambda login: login.idle_since or now))
+        self._forget(min(idle, key=lambda each: each[:2])[2])
         return True
 
     def _forget(self, login: Login) -> None:

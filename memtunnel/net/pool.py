@@ -59,6 +59,7 @@ class Pool:
     ) -> None:
         self.target = target
         self.server = server
+        server.address = target.address
         self._cluster = cluster
         self._tunnel = tunnel
         self._counts = counts
@@ -102,6 +103,7 @@ class Pool:
         If those that are there will not do, they serve until one that does is warm.
         """
         former, self.target = self.target, target
+        self.server.address = target.address
         self.size = size
         if not former.leads_to(target):
             self._pacing = Pacing(self._random.uniform)
@@ -257,7 +259,7 @@ class Pool:
     def _say_stalled(self) -> None:
         """A stalled server may keep its connections: nothing else would tell of it."""
         stalled = self.server.breaker.state is BreakerState.STALLED
-        if stalled != self._stalled:
+        if stalled != self._stalled and not self._stopped:
             self._stalled = stalled
             words = "stalled: its requests time out" if stalled else "answers again"
             self._log.warn("{server}: {words}", server=self.server.name, words=words)

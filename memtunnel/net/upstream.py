@@ -108,6 +108,10 @@ class Target:
     only_trust: bool = False
     """Only look whether its certificate can be trusted: there is no login to go on with."""
 
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     def leads_to(self, other: Target) -> bool:
         """Whether a connection that was made for this target does for `other`."""
         return replace(self, connect_timeout=0.0) == replace(other, connect_timeout=0.0)
