@@ -108,17 +108,16 @@ class Server:
             self.connections.remove(mux)
 
     def withdraw(self, now: float) -> None:
-        """Take no requests any more: it is none of its cluster's servers now.
-
-        What waits goes to the servers that have its keys now. What comes back later, from a
-        connection that is lost, does not: it would come behind what was asked after it.
-        """
+        """Take no requests any more: it is none of its cluster's servers now."""
         self.breaker.withdraw()
         self._open(now)
-        self.cluster = None
 
     def lose(self, mux: Multiplexer, now: float) -> None:
-        """A connection is gone: move what was never written, read once more what only reads."""
+        """A connection is gone: move what was never written, read once more what only reads.
+
+        Not where the server takes no requests: what was asked later has gone to others already,
+        and must not be overtaken.
+        """
         self.drain(mux)
         written, unsent = mux.lose()
         lanes: dict[Lane, list[Request]] = {}
@@ -134,9 +133,10 @@ class Server:
             if reads and request.owner is None:
                 continue  # it left its lane when it was given up
             back = lanes.setdefault(lane, [])
+            again = reads and not (request.retried or lane in wrote or self.refusing)
             if request.owner is None:
                 request.end_unowned()
-            elif reads and not request.retried and lane not in wrote:
+            elif again:
                 request.retried = True
                 grown = request.size - len(request.frame or b"")
                 if grown:
@@ -152,21 +152,24 @@ class Server:
         for back in lanes.values():
             back.reverse()
         for request in unsent:
-            if request.lane is not None:
-                lanes.setdefault(request.lane, []).append(request)
-                self._count_retry("never_sent")
-            else:
+            if request.lane is None:
                 failed.append(request)
+                continue
+            back = lanes.setdefault(request.lane, [])
+            if not self.refusing:
+                back.append(request)
+                self._count_retry("never_sent")
+            elif request.owner is not None:
+                failed.append(request)
+            else:
+                request.end_unowned()
         for lane, back in lanes.items():
             lane.take_back(back)
         for request in reversed(failed):
             if request.owner is not None:
                 request.owner.failed(request, Reason.UPSTREAM_LOST, now)
         for lane in lanes:
-            if self.refusing:
-                lane.divert(now)
-            else:
-                lane.resume(now)
+            lane.resume(now)
 
     def expire(self, request: Request, now: float) -> None:
         """The deadline of an unsettled request has passed."""

@@ -320,7 +320,7 @@ class Session(Answers):
         assert lane is not None
         assert frame is not None
         if lane.server.cluster is not self.cluster:
-            return False  # it was asked with another login, or of a server that is long gone
+            return False  # it was asked with another login
         place = lane.server.index
         order = self.cluster.router.order_of(key_of(frame))
         if place < 0:
