@@ -27,14 +27,14 @@ TOKENS = tuple(
 def run(data: bytes) -> None:
     choices = taken_off(data)
     told = compare(BinarySession, choices, comparable=not _has_brink(choices.rest))
-    frames, left = split(told.received)
+    answers, left = split(told.received)
     assert not left, "a part of a frame"
-    for frame in frames:
+    for frame in answers:
         assert frame.magic == ANSWER_MAGIC
         assert not frame.status or frame.extras + frame.key + frame.value, "an error without a body"
         if frame.opcode in QUIET and LOUD[frame.opcode] in GETS and frame.status:
             # Only what ends the connection may be told: no login, or lost framing.
-            assert frame is frames[-1], "a quiet miss is told"
+            assert frame is answers[-1], "a quiet miss is told"
             assert frame.status in (Status.AUTH_FAILED, Status.UNKNOWN_COMMAND)
 
 

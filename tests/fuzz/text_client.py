@@ -33,6 +33,7 @@ def run(data: bytes) -> None:
 
 def _has_brink(data: bytes) -> bool:
     """Whether the cuts matter: that a line is too long shows only when its end is not there."""
-    return any(len(line) >= LONGEST_LINE for line in data.split(b"\n")) or any(
-        barely_swallowed(signed(number) or 0, len(data)) for number in _NUMBER.findall(data)
-    )
+    if len(data) >= LONGEST_LINE and max(map(len, data.split(b"\n"))) >= LONGEST_LINE:
+        return True
+    numbers = _NUMBER.findall(data)
+    return any(barely_swallowed(signed(number) or 0, len(data)) for number in numbers)
