@@ -2,6 +2,7 @@
 
 from fuzz.choices import taken_off
 from fuzz.client import barely_swallowed, compare
+from fuzz.mutation import Language, change_frame, frames
 from memtunnel.core.binary_session import BinarySession
 from memtunnel.wire.binary import (
     ANSWER_MAGIC,
@@ -22,11 +23,12 @@ TOKENS = tuple(
     for opcode in Opcode
     for key, extras in ((b"", 0), (b"key", 0), (b"key", 4), (b"key", 8), (b"key", 20))
 )
+LANGUAGE = Language(frames, change_frame)
 
 
-def run(data: bytes) -> None:
+def run(data: bytes) -> bool:
     choices = taken_off(data)
-    told = compare(BinarySession, choices, comparable=not _has_brink(choices.rest))
+    told, compared = compare(BinarySession, choices, comparable=not _has_brink(choices.rest))
     answers, left = split(told.received)
     assert not left, "a part of a frame"
     for frame in answers:
@@ -36,6 +38,7 @@ def run(data: bytes) -> None:
             # Only what ends the connection may be told: no login, or lost framing.
             assert frame is answers[-1], "a quiet miss is told"
             assert frame.status in (Status.AUTH_FAILED, Status.UNKNOWN_COMMAND)
+    return compared
 
 
 def _has_brink(data: bytes) -> bool:

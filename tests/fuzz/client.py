@@ -208,7 +208,7 @@ def converse(protocol: type[Session], data: bytes, flags: int, sizes: Sequence[i
     return told
 
 
-def compare(protocol: type[Session], choices: Choices, *, comparable: bool) -> Told:
+def compare(protocol: type[Session], choices: Choices, *, comparable: bool) -> tuple[Told, bool]:
     """Send an input in pieces and, where the cuts must not matter, at once.
 
     They do where little memory is left, and where the client leaves after some of its answers: the
@@ -218,10 +218,10 @@ def compare(protocol: type[Session], choices: Choices, *, comparable: bool) -> T
     told = converse(protocol, rest, flags, sizes)
     answered = flags & SERVED_AT_ONCE or len(rest) > FULL_REQUESTS
     if not sizes or not comparable or flags & TIGHT or (flags & LEAVES and answered):
-        return told
+        return told, False
     whole = converse(protocol, rest, flags, ())
     assert told == whole, f"cut: {told}\nat once: {whole}"
-    return told
+    return told, True
 
 
 def barely_swallowed(size: int, length: int) -> bool:

@@ -5,6 +5,7 @@ What a server says in one is what the store of the tests said to the same reques
 
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 from core_harness import House, bare, concat, count, get, login, store, touch
 
@@ -238,6 +239,9 @@ def upstream_seeds() -> dict[str, bytes]:
     add("other-opcode", [0], answer(O.SET, first))
     add("magic", [0], answer(O.GET, first)[1:] + b"\x81")
     add("impossible-length", [0], answer(O.GET, first)[:2] + b"\xff" * 10 + first + bytes(8))
+    deleted = answer(O.DELETE, upstream.opaque_of(upstream.FIRST + 1))
+    hit = answer(O.GAT, first, extras=bytes(4), value=b"7")
+    add("data-type", [5, 24, 19], hit + deleted[:5] + b"\4" + deleted[6:], sizes=(1,))
     add("busy", [9, 132], answer(O.SET, first, Status.BUSY))
     add("clear-text-behind", [0, 0], said_by_a_store([0]) + b"ERROR\r\n", sizes=(3,))
     add("clear-text", [0], b"ERROR Too many open connections\r\n", sizes=(3,))
@@ -257,6 +261,25 @@ def seeds() -> dict[str, dict[str, bytes]]:
         },
         "upstream": upstream_seeds(),
     }
+
+
+def drawn(name: str, random: Random, number: int) -> list[bytes]:
+    """So many inputs of a target that are drawn: a few requests, and what a store says to them."""
+    binary = range(len(upstream.BINARY))
+    text = range(128, 128 + len(upstream.TEXT))
+    requests = {"binary_client": [*binary], "text_client": [*text], "upstream": [*binary, *text]}
+    inputs: list[bytes] = []
+    for _ in range(number):
+        named = random.choices(requests[name], k=random.randint(1, 3))
+        if name == "binary_client":
+            rest = b"".join(upstream.BINARY[byte] for byte in named)
+        elif name == "text_client":
+            rest = b"".join(upstream.TEXT[byte - 128] for byte in named)
+        else:
+            refused = random.choice(list(Status)) if random.random() < 0.3 else Status.OK
+            rest = bytes((len(named), *named)) + said_by_a_store(named, refused)
+        inputs.append(put_before(rest, sizes=(9,)))
+    return inputs
 
 
 def write(folder: Path) -> None:

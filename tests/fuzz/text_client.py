@@ -4,6 +4,7 @@ import re
 
 from fuzz.choices import taken_off
 from fuzz.client import barely_swallowed, compare
+from fuzz.mutation import Language, change_line, lines
 from memtunnel.core.text_session import LONGEST_LINE, TextSession
 from memtunnel.wire.numbers import signed
 from memtunnel.wire.text import _VERBS
@@ -23,12 +24,14 @@ TOKENS = (
     b" HTTP/1.1\r\n",
     b"\r\n",
 )
+LANGUAGE = Language(lines, change_line)
 
 
-def run(data: bytes) -> None:
+def run(data: bytes) -> bool:
     choices = taken_off(data)
-    told = compare(TextSession, choices, comparable=not _has_brink(choices.rest))
+    told, compared = compare(TextSession, choices, comparable=not _has_brink(choices.rest))
     assert not told.received or told.received.endswith(b"\r\n")
+    return compared
 
 
 def _has_brink(data: bytes) -> bool:
