@@ -129,12 +129,12 @@ def test_a_late_answer_is_dropped_and_the_connection_lives(asked: bytes, reply: 
     late = link.execute()
     house.pass_time(LATE)
     link.deliver(late[:10], late[10:])
+    assert link.distrust is None
     client.send(bare(O.NOOP, 8), store(b"l", b"v", 9))
     house.serve()
     assert client.received == reply + answer(O.NOOP, opaque_of(8)) + answer(
         O.SET, opaque_of(9), cas=house.stores[0].items[b"l"][2]
     )
-    assert link.distrust is None
     assert link.mux.load == 0
 
 

@@ -435,7 +435,7 @@ def test_auth_failure_loses_the_login_where_every_login_may_ask(
         assert owner.outcomes == [(sent, bare(refused))]
 
 
-@pytest.mark.parametrize("cut", [1, 10, 23, 24, 30])
+@pytest.mark.parametrize("cut", [1, 10, 23, 24, 30, 1000])
 def test_what_comes_after_the_bad_byte_is_never_delivered(owner: Recorder, cut: int) -> None:
     peer = Peer()
     for key in (b"aaaa", b"bbbb", b"cccc"):
