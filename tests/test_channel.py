@@ -17,7 +17,20 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from memtunnel.channel import Ask, Begin, Channel, Drain, Reading, Room, Said, Stop, attach
+from memtunnel.channel import (
+    Ask,
+    Begin,
+    Channel,
+    Drain,
+    Finish,
+    Reading,
+    Reload,
+    Room,
+    Said,
+    Settings,
+    Stop,
+    attach,
+)
 from memtunnel.config import load
 from memtunnel.net.loop import drive
 from memtunnel.net.transports import BACKLOG, SendAtOnceReactor
@@ -54,12 +67,17 @@ STATE = State(
     },
 )
 MESSAGES = [
-    Begin(config=CONFIG, roots=(b"PEM",), max_clients=3, sockets=((4, socket.AF_INET),)),
+    Begin(
+        settings=Settings(config=CONFIG, roots=(b"PEM",), max_clients=3),
+        sockets=((4, socket.AF_INET),),
+    ),
+    Reload(settings=Settings(config=CONFIG, roots=None, max_clients=3)),
     Ask(number=1, description=(("pid", "1"),)),
     Reading(number=1, counts=totals.counts(new_metrics(None)), state=STATE),
     Room(left=False),
     Said(level="warn", words="words\N{PILE OF POO}"),
-    Drain(),
+    Drain(outlasting=True),
+    Finish(),
     Stop(),
 ]
 
