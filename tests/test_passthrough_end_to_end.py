@@ -158,7 +158,8 @@ def test_each_client_is_served_with_its_own_login(
                 key, value = login[0].encode(), kind.__name__.encode()
                 said = client.say(client.store(key, value), client.fetch(key))
                 assert said == [True, value]
-    wanted = range(count * POOL, count * POOL * workers + 1)
+    # Fewer than one pool for each client: other logins of this tunnel may be dialled for meanwhile.
+    wanted = range(count * POOL, count * POOL * 5)
     servers.wait_until(
         lambda: len(house.memcached.peers() - before) in wanted,
         "each login has connections of its own, however many clients have it",
