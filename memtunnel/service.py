@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, Final
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, ReactorNotRunning
 from twisted.internet.ssl import Certificate
 from twisted.logger import Logger
 from twisted.python import usage
@@ -410,12 +411,16 @@ class TunnelService(Service):
     def drain(self) -> None:
         """Stop in order; asked a second time, stop now."""
         if self._draining or self._serving is None:
-            self._reactor.stop()
+            self._end()
             return
         self._draining = True
         self._manager.tell(STOPPING)
         outlasting = self._watched is not None and self._watched.lives
-        self._serving.drain(outlasting=outlasting).addCallback(lambda _: self._reactor.stop())
+        self._serving.drain(outlasting=outlasting).addCallback(self._end)
+
+    def _end(self, _: object = None) -> None:
+        with suppress(ReactorNotRunning):  # asked once more, at the very end
+            self._reactor.stop()
 
     def _watched_ended(self) -> None:
         """Whom the tunnel was there for is gone."""
