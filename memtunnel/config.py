@@ -88,8 +88,8 @@ _SERVICE_LINK: Final = re.compile(
 _ADD_ONS: Final = ("MEMCACHIER", "MEMCACHE")
 _LOGIN: Final = ("username", "password", "password-file")
 #: What is not followed when settings are read again: what is open, and who may be a client.
-FIXED: Final = ("listen", "metrics", "metrics-token", "workers", "client-auth", "allow-remote",
-                "exit-with-pid", "demo")  # fmt: skip
+FIXED: Final = ("listen", "metrics", "workers", "client-auth", "allow-remote", "exit-with-pid",
+                "demo")  # fmt: skip
 _LOGIN_FIRST: Final = "--client-auth required or passthrough"
 #: The server that metrics count under what the tunnel answers itself.
 _RESERVED: Final = "local"

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 
 import twisted
 from memtunnel import __version__
-from memtunnel.addresses import address_of
+from memtunnel.addresses import address_of, host_port
 from memtunnel.config import Config, ServerConfig
 from memtunnel.core.budget import Budget
 from memtunnel.core.cluster import Cluster
@@ -162,6 +162,7 @@ class Worker:
                     credentials=None,
                     connect_timeout=config.connect_timeout,
                     max_value_size=config.max_value_size,
+                    address=host_port(server.host, server.port),
                     only_trust=config.client_auth == "passthrough",
                 )
                 for server in config.servers
@@ -174,7 +175,7 @@ class Worker:
         counts = self.metrics.server(name)
         return Pool(
             target,
-            Server(name, -1, counts, self.budget),
+            Server(name, counts, self.budget),
             cluster,
             self.tunnel,
             counts,

@@ -386,8 +386,7 @@ class House:
         self.router = router("modula", names)
         self.server_counts = [Counts() for _ in names]
         self.servers = [
-            Server(name, index, self.server_counts[index], self.budget)
-            for index, name in enumerate(names)
+            Server(name, self.server_counts[index], self.budget) for index, name in enumerate(names)
         ]
         self.stores = [Store(name) for name in names]
         self.tunnel = Tunnel(

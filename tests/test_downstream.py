@@ -45,7 +45,7 @@ class Bench:
         self.turn = Turn(self.network)
         self.metrics = make_metrics()
         self.budget = Budget(max_buffer)
-        self.server = Server("mc", 0, self.metrics.server("mc"), self.budget)
+        self.server = Server("mc", self.metrics.server("mc"), self.budget)
         self.mux = Multiplexer(0, lambda: None, MIB)
         self.server.add(self.mux, self.network.seconds())
         self.tunnel = Tunnel(

@@ -20,7 +20,7 @@ class Bench:
 
     def __init__(self, connections: int = 2, limit: int = 1 << 20) -> None:
         self.budget = Budget(limit)
-        self.server = Server("server", 0, Counts(), self.budget)
+        self.server = Server("server", Counts(), self.budget)
         self.peers = [Peer() for _ in range(connections)]
         for peer in self.peers:
             self.server.add(peer.mux, 1.0)

@@ -77,6 +77,7 @@ class Bench:
             credentials=None,
             connect_timeout=5.0,
             max_value_size=1 << 20,
+            address="localhost:11219",
         )
         return Plan(
             targets=dict.fromkeys(names, target), router=router("modula", names), pool_size=size
@@ -86,7 +87,7 @@ class Bench:
         counts = self.metrics.server(name)
         return Pool(
             target,
-            Server(name, -1, counts, self.budget),
+            Server(name, counts, self.budget),
             cluster,
             self.tunnel,
             counts,
@@ -321,7 +322,10 @@ def test_statistics_name_a_server_by_where_it_is_now(make_bench: Any) -> None:
     (server,) = bench.tunnel.cluster.servers
     assert server.address == "localhost:11219"
     plan = bench.plan("mc0")
-    moved = {name: replace(target, port=4711) for name, target in plan.targets.items()}
+    moved = {
+        name: replace(target, port=4711, address="localhost:4711")
+        for name, target in plan.targets.items()
+    }
     bench.logins.configure(OWN, replace(plan, targets=moved), [])
     assert server.address == "localhost:4711"
 
@@ -338,7 +342,7 @@ def test_other_servers_are_followed_by_all_logins(make_bench: Any) -> None:
     assert [server.index for server in cluster.servers] == [0, 1]
     assert cluster.servers[1] is stays
     assert stays.connections == kept
-    assert (goes.index, goes.refusing, goes.connections) == (-1, True, [])
+    assert (goes.refusing, goes.connections) == (True, [])
     assert sorted(bench.connected, key=repr) == sorted([OWN, RIGHT[0]] * 2, key=repr)
     assert len(bench.network.dials) == 6
     assert len(bench.logins.pools) == 4

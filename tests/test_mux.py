@@ -29,7 +29,7 @@ def owner() -> Recorder:
 
 
 def lane_of(peer: Peer) -> Lane:
-    server = Server("server", 0, Counts(), Budget(1 << 20))
+    server = Server("server", Counts(), Budget(1 << 20))
     server.connections.append(peer.mux)
     return Lane(server)
 

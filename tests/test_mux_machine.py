@@ -83,7 +83,7 @@ class MuxMachine(RuleBasedStateMachine):
         self.statistics: list[tuple[Request, bytes]] = []
         self.growth: list[tuple[Request, int]] = []
         self.given_up: set[Request] = set()
-        self.server = Server("server", 0, Counts(), Budget(1 << 20))
+        self.server = Server("server", Counts(), Budget(1 << 20))
         self.lanes = [Lane(self.server) for _ in range(LANES)]
         self._dial(first)
 

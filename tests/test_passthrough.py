@@ -43,7 +43,7 @@ class Town(House):
         if credentials not in self.clusters:
             if len(self.clusters) >= self.most:
                 return None
-            server = Server("server0", 0, self.server_counts[0], self.budget)
+            server = Server("server0", self.server_counts[0], self.budget)
             self.clusters[credentials] = Cluster([server], router("modula", ["server0"]))
         return self.clusters[credentials]
 
@@ -390,11 +390,11 @@ def test_a_first_set_is_no_login_where_none_is_due() -> None:
 
 def test_P9_what_waits_with_one_login_does_not_fail_over_to_another_ones_servers() -> None:
     town = Town(failover=True)
-    one = [Server(f"server{n}", n, Counts(), town.budget) for n in range(2)]
+    one = [Server(f"server{n}", Counts(), town.budget) for n in range(2)]
     names = ["server0", "server1"]
     town.clusters[ONE] = Cluster(one, router("modula", names))
     town.clusters[ONE].accepted(town.now)
-    other = [Server(f"server{n}", n, Counts(), town.budget) for n in range(2)]
+    other = [Server(f"server{n}", Counts(), town.budget) for n in range(2)]
     town.clusters[OTHER] = Cluster(other, router("modula", names))
     town.clusters[OTHER].accepted(town.now)
     client = town.client()

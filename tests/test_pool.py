@@ -70,7 +70,7 @@ class Bench:
         metrics = Metrics(version="1", python="3", twisted="26", openssl="3", reactor="none")
         self.counts = metrics.server("mc")
         budget = Budget(1 << 28)
-        self.server = Server("mc", 0, self.counts, budget)
+        self.server = Server("mc", self.counts, budget)
         policy = Policy()
         self.tunnel = Tunnel(
             policy, Cluster([self.server], router("modula", ["mc"])), budget, metrics, lambda: None
@@ -82,6 +82,7 @@ class Bench:
             credentials=CREDENTIALS,
             connect_timeout=5.0,
             max_value_size=1 << 20,
+            address="localhost:11219",
         )
         self.pool = Pool(
             target,

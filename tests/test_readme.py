@@ -11,7 +11,7 @@ from benchmarks import tables
 from benchmarks.results import OURS, Results
 from memtunnel.__main__ import TOOLS
 from memtunnel.config import SETTINGS, Source, reference
-from memtunnel.core.outcomes import STATUS_WORDS, Desync, Lost, Reason
+from memtunnel.core.outcomes import STATUS_WORDS, Desync, LoginResult, Lost, Reason
 from memtunnel.net.upstream import State
 from memtunnel.ops.exposition import FAMILIES
 from memtunnel.ops.metrics import COMMAND_WORDS, PHASES, UNKNOWN
@@ -64,7 +64,7 @@ def words_table() -> str:
         "`state`": in_use,
         "`phase`": PHASES,
         "`mode`": ["full", "chain"],
-        "`result` of client logins": ["ok", "refused", "unjudged", "too_many"],
+        "`result` of client logins": [str(each) for each in LoginResult],
         "`reason` of rejected clients": counted("net/downstream.py", "_reject"),
         "`reason` of protocol errors": [
             *counted("core/binary_session.py", "_protocol_error"),

@@ -44,7 +44,7 @@ class Bench:
     def __init__(self, connections: int = 2) -> None:
         self.budget = Budget(1 << 20)
         self.counts = Counts()
-        self.server = Server("server", 0, self.counts, self.budget)
+        self.server = Server("server", self.counts, self.budget)
         self.peers: list[Peer] = []
         for _ in range(connections):
             self.connect()

@@ -128,7 +128,7 @@ async def dial(recorder: Recorder, expectation: Expectation) -> tuple[str, str]:
     metrics = Metrics(version="1", python="3", twisted="26", openssl="3", reactor="none")
     counts = metrics.server("mc")
     budget = Budget(1 << 20)
-    server = Server("mc", 0, counts, budget)
+    server = Server("mc", counts, budget)
     tunnel = Tunnel(
         Policy(), Cluster([server], router("modula", ["mc"])), budget, metrics, lambda: None
     )
@@ -140,6 +140,7 @@ async def dial(recorder: Recorder, expectation: Expectation) -> tuple[str, str]:
         credentials=CREDENTIALS,
         connect_timeout=PATIENCE,
         max_value_size=1 << 20,
+        address="localhost:11219",
     )
     eager = SendAtOnceReactor(reactor, Resolver(reactor))
     Upstream(target, server, tunnel, keeper, counts, eager, Turn(reactor), 1).dial()

@@ -101,7 +101,7 @@ class Bench:
         self.metrics = Metrics(version="1", python="3", twisted="26", openssl="3", reactor="none")
         self.counts = self.metrics.server("mc")
         budget = Budget(256 * MIB)
-        self.server = Server("mc", 0, self.counts, budget)
+        self.server = Server("mc", self.counts, budget)
         self.policy = Policy()
         self.tunnel = Tunnel(
             self.policy,
@@ -118,6 +118,7 @@ class Bench:
             credentials=credentials,
             connect_timeout=TIMEOUT,
             max_value_size=MIB,
+            address="localhost:11219",
         )
         self.upstream = Upstream(
             self.target,

@@ -63,7 +63,7 @@ class House:
     def __init__(self, protocol: str, clients: int, frames: int) -> None:
         metrics = Metrics(version="", python="", twisted="", openssl="", reactor="")
         budget = Budget(1 << 30)
-        server = Server("server", 0, metrics.server("server"), budget)
+        server = Server("server", metrics.server("server"), budget)
         policy = Policy()
         self.tunnel = Tunnel(
             policy, Cluster([server], router("ketama", ["server"])), budget, metrics, lambda: None

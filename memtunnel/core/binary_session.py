@@ -12,7 +12,14 @@ from typing import Final
 
 from memtunnel.core.answers import HIT
 from memtunnel.core.lane import Lane
-from memtunnel.core.outcomes import Reason, degraded, passes, refusal_reason, status_index
+from memtunnel.core.outcomes import (
+    LoginResult,
+    Reason,
+    degraded,
+    passes,
+    refusal_reason,
+    status_index,
+)
 from memtunnel.core.request import Request, one_by_one
 from memtunnel.core.session import LONGEST_LOGIN, REQUESTS_A_TURN, Session
 from memtunnel.wire import sasl
@@ -270,11 +277,11 @@ class BinarySession(Session):
         if not right:
             self._refuse_login(Opcode.SASL_AUTH, opaque, now)
             return
-        self._judge(True)
+        self._judge(LoginResult.OK)
         self._reply(Opcode.SASL_AUTH, opaque, Status.OK, now, value=_AUTHENTICATED)
 
     def _refuse_login(self, opcode: int, opaque: bytes, now: float) -> None:
-        self._judge(False)
+        self._judge(LoginResult.REFUSED)
         self.client.notice("login_refused")
         self._reply(opcode, opaque, Status.AUTH_FAILED, now)
 

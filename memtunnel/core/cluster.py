@@ -7,7 +7,7 @@ clients' own logins are used upstream, there is one for each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -23,10 +23,14 @@ class Verdict(Enum):
     REFUSED = "refused"
 
 
-class Waiting(Protocol):
-    """Who waits for the verdict: a session whose client wants to log in."""
+class Member(Protocol):
+    """A session whose client has this login, or wants to log in with it."""
 
-    def judged(self, right: bool, now: float) -> None: ...
+    def judged(self, right: bool, now: float) -> None:
+        """The first verdict is known."""
+
+    def follow(self) -> None:
+        """The servers have changed."""
 
 
 class Cluster:
@@ -40,27 +44,28 @@ class Cluster:
         self.servers: list[Server] = []
         self.credentials = self._wanted = credentials
         """The login that is in use."""
-        self.reshape(servers, router)
+        self.reshape(servers, router, (), 0.0)
         self.verdict = Verdict.NONE
-        self.waiting: dict[Waiting, None] = {}
+        self.waiting: dict[Member, None] = {}
         """Who is told once the first verdict is known."""
         self.clients = 0
         """How many clients came with this login; not counted where none is needed."""
 
-    def reshape(self, servers: Sequence[Server], router: Router) -> list[Server]:
-        """Take these servers from now on, and return those that are none of them.
-
-        Their sessions have to `follow`; then those that are gone can be withdrawn.
-        """
+    def reshape(
+        self, servers: Sequence[Server], router: Router, members: Iterable[Member], now: float
+    ) -> None:
+        """Have these servers from now on; `members` are all sessions with this login."""
         gone = [server for server in self.servers if server not in servers]
-        for server in gone:
-            server.index = -1
         for index, server in enumerate(servers):
             server.index = index
             server.cluster = self
         self.servers = list(servers)
         self.router = router
-        return gone
+        for member in members:
+            member.follow()
+        # What waits for one that is gone now finds the others.
+        for server in gone:
+            server.withdraw(now)
 
     def want(self, credentials: Credentials | None) -> None:
         """Use another login, from when a server has taken it; at once where none has taken one."""

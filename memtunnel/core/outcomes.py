@@ -82,6 +82,21 @@ def status_index(status: int) -> int:
     return _WORD_OF.get(status, _ERROR)
 
 
+class LoginResult(StrEnum):
+    """What came of a client's login."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    UNJUDGED = "unjudged"
+    """No server said in time what it thinks of it: the client is welcome until one does."""
+    TOO_MANY = "too_many"
+    """`--max-logins` is reached."""
+
+    @property
+    def right(self) -> bool:
+        return self in (LoginResult.OK, LoginResult.UNJUDGED)
+
+
 class Lost(StrEnum):
     """Why a connection to a server was lost, or never became warm."""
 

@@ -40,10 +40,7 @@ class ServerCounts(Protocol):
 
 
 class Server:
-    """`name` is its name in the ring, `index` its place in its cluster, -1 once it is none of its
-    servers any more; `address` is where it is dialled, as ``HOST:PORT``. `cluster` is the one it
-    serves in; what was asked in it goes to no other one's servers.
-    """
+    """`name` is its name in the ring."""
 
     __slots__ = (
         "_budget",
@@ -59,13 +56,14 @@ class Server:
         "refusing",
     )
 
-    def __init__(
-        self, name: str, index: int, counts: ServerCounts, budget: Budget, address: str = ""
-    ) -> None:
+    def __init__(self, name: str, counts: ServerCounts, budget: Budget) -> None:
         self.name = name
-        self.address = address or name
-        self.index = index
+        self.address = name
+        """Where it is dialled, as ``HOST:PORT``; set by who dials."""
         self.cluster: Cluster | None = None
+        """The one that it serves in; what was asked in it goes to no other one's servers."""
+        self.index = 0
+        """Its place there."""
         self.counts = counts
         self._budget = budget
         self.breaker = Breaker()

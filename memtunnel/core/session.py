@@ -17,7 +17,7 @@ from memtunnel.core.cluster import Cluster, Verdict
 from memtunnel.core.gather import FlushGather, Gather, StatGather, TooLargeGather
 from memtunnel.core.intake import Intake
 from memtunnel.core.lane import Lane
-from memtunnel.core.outcomes import Reason, status_index
+from memtunnel.core.outcomes import LoginResult, Reason, status_index
 from memtunnel.core.request import Owner, Request
 from memtunnel.wire.binary import HEADER_LENGTH, LOUD, READS, Opcode, Status, key_of
 from memtunnel.wire.binary import request as request_frame
@@ -32,6 +32,13 @@ REQUESTS_A_TURN: Final = 64
 LONGEST_LOGIN: Final = 4096
 #: The longest body that is read past to keep a connection whose request cannot be used.
 MAX_SWALLOW: Final = 32 * 1024 * 1024
+#: By whether the servers took a login, what came of it.
+_RESULT: Final = {True: LoginResult.OK, False: LoginResult.REFUSED}
+#: What the owner hears of a login that was used upstream in vain.
+_NOTICES: Final = {
+    LoginResult.REFUSED: "passed_login_refused",
+    LoginResult.TOO_MANY: "max_logins",
+}
 
 
 class Session(Answers):
@@ -149,13 +156,9 @@ class Session(Answers):
             self.intake.skip(stop - end, position, now, then)
         return end
 
-    def _judge(self, right: bool, result: str = "") -> None:
-        """The client has tried to log in. After a wrong login nothing else is taken.
-
-        `result` is for the metric, where that is not ``ok`` or ``refused``.
-        """
-        self._trusted = right
-        result = result or ("ok" if right else "refused")
+    def _judge(self, result: LoginResult) -> None:
+        """The client has tried to log in. After a wrong login nothing else is taken."""
+        self._trusted = result.right
         self._counts.logins[result] = self._counts.logins.get(result, 0) + 1
 
     def _pass_on(self, login: Credentials | None, opaque: bytes, now: float) -> None:
@@ -163,7 +166,8 @@ class Session(Answers):
         slot = self._slot(Opcode.SASL_AUTH, opaque, now)
         cluster = None if login is None else self.tunnel.log_in(login)
         if cluster is None:
-            self._settle_login(slot, False, "refused" if login is None else "too_many", now)
+            result = LoginResult.REFUSED if login is None else LoginResult.TOO_MANY
+            self._settle_login(slot, result, now)
             return
         self._join(cluster)
         if cluster.verdict is Verdict.NONE:
@@ -172,17 +176,16 @@ class Session(Answers):
             cluster.waiting[self] = None
             self.tunnel.deadlines.add(now, [slot])
         else:
-            self._settle_login(slot, cluster.verdict is Verdict.ACCEPTED, "", now)
+            self._settle_login(slot, _RESULT[cluster.verdict is Verdict.ACCEPTED], now)
 
     def judged(self, right: bool, now: float) -> None:
-        """A server has judged the login, for the first time."""
         slot = self.pending
         if slot is not None:
             self.pending = None
-            self._settle_login(slot, right, "", now)
+            self._settle_login(slot, _RESULT[right], now)
         elif not right:
-            self._judge(False)
-            self.client.notice("passed_login_refused")
+            self._judge(LoginResult.REFUSED)
+            self.client.notice(_NOTICES[LoginResult.REFUSED])
 
     def failed(self, request: Request, reason: Reason, now: float) -> None:
         if request is not self.pending:
@@ -191,15 +194,15 @@ class Session(Answers):
         # Until there is a verdict there are degraded replies: the tunnel's trouble is no refusal.
         self.pending = None
         self.tunnel.counts.degraded(request.opcode, reason)
-        self._settle_login(request, True, "unjudged", now)
+        self._settle_login(request, LoginResult.UNJUDGED, now)
 
-    def _settle_login(self, slot: Request, right: bool, result: str, now: float) -> None:
+    def _settle_login(self, slot: Request, result: LoginResult, now: float) -> None:
         """Tell the verdict on a login that is used upstream; a refused client is closed."""
-        self._judge(right, result)
-        status = Status.OK if right else Status.AUTH_FAILED
-        self._settle(slot, self._login_told(right, slot), status_index(status), now)
-        if not right:
-            self.client.notice("max_logins" if result == "too_many" else "passed_login_refused")
+        self._judge(result)
+        status = Status.OK if result.right else Status.AUTH_FAILED
+        self._settle(slot, self._login_told(result.right, slot), status_index(status), now)
+        if not result.right:
+            self.client.notice(_NOTICES[result])
             self._take_held()
             self.finish()
 
@@ -321,16 +324,19 @@ class Session(Answers):
         assert frame is not None
         if lane.server.cluster is not self.cluster:
             return False  # it was asked with another login
-        place = lane.server.index
+        servers = self.cluster.servers
         order = self.cluster.router.order_of(key_of(frame))
-        if place < 0:
-            # That server has just gone: all others come after it.
-            if not self.tunnel.policy.failover:
-                order = islice(order, 1)
-        elif not (self.tunnel.policy.failover and place in order):
-            return False
-        for index in order:  # what comes after `place`: looking for that has taken it off
-            if not self.cluster.servers[index].refusing:
+        failover = self.tunnel.policy.failover
+        if lane.server in servers:
+            if not failover:
+                return False
+            for index in order:
+                if servers[index] is lane.server:
+                    break
+        elif not failover:
+            order = islice(order, 1)  # it has just gone: its keys have another server of their own
+        for index in order:
+            if not servers[index].refusing:
                 lane.server.counts.failovers += 1
                 request.lane = self._open_lane(index)
                 request.lane.send(request, now)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from memtunnel.core.answers import HIT, Client, ListenerCounts
 from memtunnel.core.lane import Lane
-from memtunnel.core.outcomes import Reason, passes, refusal_reason, status_index
+from memtunnel.core.outcomes import LoginResult, Reason, passes, refusal_reason, status_index
 from memtunnel.core.request import Request, one_by_one
 from memtunnel.core.session import LONGEST_LOGIN, REQUESTS_A_TURN, Session
 from memtunnel.wire.binary import GET_HEADERS, GETS, HEADER_LENGTH, Opcode, Status, unpack_length
@@ -361,7 +361,7 @@ class TextSession(Session):
             self._may_log_in = False
             return 0
         if data[stop - 2 : stop] != b"\r\n":
-            self._judge(False)
+            self._judge(LoginResult.REFUSED)
             self.client.notice("login_refused")
             self._say(_LOGIN_ENDED_BADLY, Opcode.SASL_AUTH, Status.INVALID, now)
         elif passthrough:
@@ -380,12 +380,12 @@ class TextSession(Session):
     def _login_told(self, right: bool, slot: Request) -> bytes:
         return _STORED if right else _LOGIN_FAILED
 
-    def _judge(self, right: bool, result: str = "") -> None:
-        super()._judge(right, result)
-        self._may_log_in = not right
+    def _judge(self, result: LoginResult) -> None:
+        super()._judge(result)
+        self._may_log_in = not result.right
 
     def _judge_login(self, right: bool, now: float) -> None:
-        self._judge(right)
+        self._judge(LoginResult.OK if right else LoginResult.REFUSED)
         if not right:
             self.client.notice("login_refused")
         status = Status.OK if right else Status.AUTH_FAILED

@@ -50,7 +50,6 @@ class Login:
         self.pools: list[Pool] = []
         self.used = 0.0
         """When a client came with it, or had it, last."""
-        self.retired = False
         self.configure(credentials, plan, (), 0.0)
 
     def configure(
@@ -74,11 +73,8 @@ class Login:
                 pool.configure(mine, plan.pool_size)
             pools.append(pool)
         self.pools = pools
-        self.cluster.reshape([pool.server for pool in pools], plan.router)
-        for session in sessions:
-            session.follow()
+        self.cluster.reshape([pool.server for pool in pools], plan.router, sessions, now)
         for pool in known.values():
-            pool.server.withdraw(now)
             pool.retire()
         return list(known.values())
 
@@ -87,11 +83,17 @@ class Login:
         for pool in self.pools:
             pool.fill()
 
-    def retire(self) -> None:
-        """Dial no more, and close the connections as soon as nothing is in flight on them."""
-        self.retired = True
-        for pool in self.pools:
+    @property
+    def retired(self) -> bool:
+        """Whether it has no pools any more."""
+        return not self.pools
+
+    def retire(self) -> list[Pool]:
+        """Dial no more. Returns its pools, which may have something in flight yet."""
+        pools, self.pools = self.pools, []
+        for pool in pools:
             pool.retire()
+        return pools
 
 
 class Logins:
@@ -170,8 +172,8 @@ class Logins:
                 login.used = now
             elif now - login.used >= (REMEMBERED if refused else IDLE):
                 self._forget(login)
-            elif refused and not login.retired:
-                login.retire()
+            elif refused:
+                self._retiring += login.retire()
 
     def stop(self) -> None:
         """Close all connections."""
@@ -198,5 +200,4 @@ class Logins:
     def _forget(self, login: Login) -> None:
         assert login.credentials is not None
         del self._others[login.credentials]
-        login.retire()
-        self._retiring += login.pools
+        self._retiring += login.retire()

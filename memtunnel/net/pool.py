@@ -95,7 +95,7 @@ class Pool:
     @property
     def renewing(self) -> bool:
         """Whether it is still served by connections that were made for another target."""
-        return any(not self._fits(one) for one in self.upstreams if one.state is State.WARM)
+        return self.count(State.WARM) > len(self._fitting())
 
     def configure(self, target: Target, size: int) -> None:
         """Keep `size` connections to `target` from now on.
@@ -105,24 +105,20 @@ class Pool:
         former, self.target = self.target, target
         self.server.address = target.address
         self.size = size
-        if not former.leads_to(target):
+        if former != target:
             self._pacing = Pacing(self._random.uniform)
             self._said = None
             self._trusted = False
-            for upstream in list(self.upstreams):
-                if upstream.state not in (State.WARM, State.DRAINING):
-                    upstream.close()
+            self._give_up_dials()
         self._drain_surplus()
         self.fill()
 
     def retire(self) -> None:
         """Dial no more, and close the connections as soon as nothing is in flight on them."""
         self._stop_dialling()
+        self._give_up_dials()
         for upstream in list(self.upstreams):
-            if upstream.state is State.WARM:
-                upstream.drain()
-            elif upstream.state is not State.DRAINING:
-                upstream.close()
+            upstream.drain()
 
     def fill(self) -> None:
         """Dial what is missing, as far as the pacing allows."""
@@ -161,6 +157,12 @@ class Pool:
         if self._redial is not None and self._redial.active():
             self._redial.cancel()
 
+    def _give_up_dials(self) -> None:
+        """Close what is not warm yet."""
+        for upstream in list(self.upstreams):
+            if upstream.state not in (State.WARM, State.DRAINING):
+                upstream.close()
+
     def connection_warm(self, upstream: Upstream) -> None:
         now = self._reactor.seconds()
         if now - self._flapped >= FLAPPING:
@@ -181,15 +183,14 @@ class Pool:
         fitting = self._fitting()
         surplus = sorted(fitting, key=lambda one: one.retires)[: max(0, len(fitting) - self.size)]
         for one in list(self.upstreams):
-            if one in surplus or (fitting and not self._fits(one)):
+            if one in surplus or (fitting and one.target != self.target):
                 one.drain()
-
-    def _fits(self, upstream: Upstream) -> bool:
-        return upstream.target.leads_to(self.target)
 
     def _fitting(self) -> list[Upstream]:
         """The warm connections that were made for this target."""
-        return [one for one in self.upstreams if one.state is State.WARM and self._fits(one)]
+        return [
+            one for one in self.upstreams if one.state is State.WARM and one.target == self.target
+        ]
 
     def connection_lost(self, upstream: Upstream, lost: Lost, words: str, kind: str) -> None:
         now = self._reactor.seconds()

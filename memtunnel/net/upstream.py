@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, cast
 from typing import Protocol as Interface
@@ -97,24 +97,21 @@ class Keeper(Interface):
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where to dial, and as whom. `connect_timeout` is from dialling to warm, in seconds."""
+    """Where to dial, and as whom. `connect_timeout` is from dialling to warm, in seconds.
+
+    A connection that was made for one target does for each that equals it.
+    """
 
     host: str
     port: int
     expectation: Expectation
     credentials: Credentials | None
-    connect_timeout: float
+    connect_timeout: float = field(compare=False)
     max_value_size: int
+    address: str
+    """Host and port, in writing."""
     only_trust: bool = False
     """Only look whether its certificate can be trusted: there is no login to go on with."""
-
-    @property
-    def address(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def leads_to(self, other: Target) -> bool:
-        """Whether a connection that was made for this target does for `other`."""
-        return replace(self, connect_timeout=0.0) == replace(other, connect_timeout=0.0)
 
 
 @implementer(IHandshakeListener, IPushProducer)
