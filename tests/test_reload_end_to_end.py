@@ -130,6 +130,23 @@ def files(
 
 
 @pytest.fixture
+def start_with(
+    files: Files, root: authority.Pair, started: list[Any], tmp_path: Path
+) -> Callable[..., Files]:
+    """Starts another tunnel, with settings that are its own from the start."""
+
+    def start(**settings: Any) -> Files:
+        mine = Files(tmp_path, files.memcacheds, root, files.workers)
+        mine.settings |= {name.replace("_", "-"): value for name, value in settings.items()}
+        mine.write()
+        started.append(mine.tunnel)
+        mine.tunnel.start().wait_ready()
+        return mine
+
+    return start
+
+
+@pytest.fixture
 def usual(files: Files) -> Iterator[Files]:
     """The tunnel with the usual settings, which it has again in the end."""
     yield files
@@ -342,19 +359,10 @@ def test_what_waits_for_a_restart_is_named(usual: Files, regulars: servers.Regul
 
 
 def test_while_it_drains_nothing_is_followed(
-    memcacheds: list[servers.Memcached],
-    files: Files,
-    root: authority.Pair,
-    started: list[Any],
-    connect: Connect,
-    tmp_path: Path,
+    files: Files, start_with: Callable[..., Files], connect: Connect
 ) -> None:
-    mine = Files(tmp_path, memcacheds, root, files.workers)
-    mine.settings["drain-timeout"] = 60
-    mine.write()
     others = files.peers(0, 1)
-    started.append(mine.tunnel)
-    mine.tunnel.start().wait_ready()
+    mine = start_with(drain_timeout=60)
 
     def grown() -> bool:
         return all(
@@ -441,17 +449,9 @@ def test_while_a_new_login_is_refused_clients_log_in_with_the_former(
 
 
 def test_where_a_login_is_required_none_in_the_files_lets_nobody_in(
-    files: Files,
-    root: authority.Pair,
-    started: list[Any],
-    connect: Connect,
-    tmp_path: Path,
+    start_with: Callable[..., Files], connect: Connect
 ) -> None:
-    mine = Files(tmp_path, files.memcacheds, root, files.workers)
-    mine.settings["client-auth"] = "required"
-    mine.write()
-    started.append(mine.tunnel)
-    mine.tunnel.start().wait_ready()
+    mine = start_with(client_auth="required")
     said = mine.reload(client_auth="open", username=None, password_file=None)
     assert "--client-auth" in said
     client = connect(mine.tunnel, servers.Binary)
@@ -462,17 +462,9 @@ def test_where_a_login_is_required_none_in_the_files_lets_nobody_in(
 
 @pytest.mark.full
 def test_P9_a_configured_login_that_is_refused_lets_no_client_in(
-    files: Files,
-    root: authority.Pair,
-    started: list[Any],
-    connect: Connect,
-    tmp_path: Path,
+    start_with: Callable[..., Files], connect: Connect
 ) -> None:
-    mine = Files(tmp_path, files.memcacheds, root, files.workers)
-    mine.settings["client-auth"] = "passthrough"
-    mine.write()
-    started.append(mine.tunnel)
-    mine.tunnel.start().wait_ready()
+    mine = start_with(client_auth="passthrough")
     mine.reload(password=OTHER[1])
     mine.wait_until_in_use(False)
     client = connect(mine.tunnel, servers.Binary)
