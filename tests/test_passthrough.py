@@ -110,7 +110,6 @@ class Tongue:
             if binary
             else b"CLIENT_ERROR unauthenticated\r\n"
         )
-        self.closes_before_login = binary
 
 
 TONGUES = [
@@ -233,9 +232,22 @@ def test_a_late_refusal_reaches_those_who_were_welcome(tongue: Tongue) -> None:
     town.refuse(ONE)
     client.send(tongue.get)
     assert client.received == tongue.welcome + tongue.before_login
-    assert client.closed == tongue.closes_before_login
+    assert client.closed
     assert client.noticed == ["passed_login_refused"]
     assert town.listener.logins == {"unjudged": 1, "refused": 1}
+    settled(town)
+
+
+def test_after_a_late_refusal_a_value_is_not_taken_for_another_login() -> None:
+    town = Town()
+    client = town.client(TextSession)
+    client.send(text_login(ONE))
+    town.pass_time(LATE)
+    town.refuse(ONE)
+    client.send(b"set key 0 0 12\r\nsecret value\r\n")
+    assert client.received == STORED + b"CLIENT_ERROR unauthenticated\r\n"
+    assert client.closed
+    assert list(town.clusters) == [ONE]
     settled(town)
 
 

@@ -339,10 +339,14 @@ class TextSession(Session):
         if self._trusted and not named and (not mine or size is None or size > LONGEST_LOGIN):
             self._may_log_in = False
             return 0
-        if size is None:
+        late = not self._trusted and self.cluster is not self.tunnel.cluster
+        if size is None or late:
             if words == [b"quit"]:
                 return 0
             self._say(_UNAUTHENTICATED, 0xFF, Status.AUTH_FAILED, now)
+            if late:
+                # Its login was welcome and then refused: a value of its own is no further one.
+                self.finish()
             return after
         stop = after + size + 2
         if size > LONGEST_LOGIN:
