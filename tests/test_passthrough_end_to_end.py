@@ -62,22 +62,13 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def things() -> Iterator[list[Any]]:
-    with servers.closing_all([]) as things:
-        yield things
-
-
-@pytest.fixture(scope="module")
 def house(
-    things: list[Any],
-    good_pair: authority.Pair,
-    ca_file: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> House:
+    good_pair: authority.Pair, ca_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("passthrough")
     memcached = servers.Memcached(folder, pair=good_pair, sasl=True)
-    things.append(memcached)
-    return House(memcached.start(), ca_file)
+    with servers.closing_all([memcached]):
+        yield House(memcached.start(), ca_file)
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -94,25 +85,24 @@ def mostly_one(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="module")
-def tunnel(things: list[Any], house: House, workers: int) -> servers.Tunnel:
+def tunnel(house: House, workers: int) -> Iterator[servers.Tunnel]:
     """A tunnel without a login of its own."""
-    tunnel = house.tunnel(f"--workers={workers}")
-    things.append(tunnel)
-    tunnel.start().wait_ready()
-    return tunnel
+    with servers.closing_all([house.tunnel(f"--workers={workers}")]) as (tunnel,):
+        tunnel.start().wait_ready()
+        yield tunnel
 
 
 @pytest.fixture(scope="module")
-def configured(things: list[Any], house: House, mostly_one: int) -> servers.Tunnel:
+def configured(house: House, mostly_one: int) -> Iterator[servers.Tunnel]:
     """A tunnel with a login for clients that have none."""
     tunnel = house.tunnel(
         f"--workers={mostly_one}",
         f"--username={servers.USERNAME}",
         environ={"MEMTUNNEL_PASSWORD": servers.PASSWORD},
     )
-    things.append(tunnel)
-    tunnel.start().wait_ready()
-    return tunnel
+    with servers.closing_all([tunnel]):
+        tunnel.start().wait_ready()
+        yield tunnel
 
 
 @pytest.fixture(params=KINDS, ids=["binary", "text"])
@@ -158,12 +148,14 @@ def test_each_client_is_served_with_its_own_login(
                 key, value = login[0].encode(), kind.__name__.encode()
                 said = client.say(client.store(key, value), client.fetch(key))
                 assert said == [True, value]
-    # Fewer than one pool for each client: other logins of this tunnel may be dialled for meanwhile.
-    wanted = range(count * POOL, count * POOL * 5)
+    # Less than a pool for each client, though another tunnel may be dialling meanwhile.
+    seen = range(count * POOL, count * POOL * 5)
     servers.wait_until(
-        lambda: len(house.memcached.peers() - before) in wanted,
+        lambda: len(house.memcached.peers() - before) in seen,
         "each login has connections of its own, however many clients have it",
     )
+    warm = tunnel.metric("memtunnel_upstream_connections", state="warm")
+    assert warm in range(count * POOL, count * POOL * workers + 1)
     assert tunnel.metric("memtunnel_degraded_replies_total") == degraded
 
 
