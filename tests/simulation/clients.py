@@ -206,7 +206,7 @@ class Client(Peer):
         if draw < world.haste:
             # It does not wait for its answers.
             self.act_soon(random.random() * world.pause)
-        elif draw < world.haste + 0.003 and world.rough and not self.leaving:
+        elif draw < world.haste + 0.003 and world.rough and self.trusted and not self.leaving:
             self.misbehave()
 
     def speech(self, number: int) -> bytes:
