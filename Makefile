@@ -17,7 +17,12 @@ PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcache
 	php-cli php-memcached ruby ruby-dalli libcache-memcached-perl libcache-memcached-fast-perl \
 	nodejs netcat-openbsd prometheus openssl gcc libc6-dev python3-dev
 
-.PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz simulate torture clean
+# Tests that take a minute of the processor, in memory, without a clock but their own.
+PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/test_simulation.py
+ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
+
+.PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz simulate torture clean \
+	$(PURE)
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -32,13 +37,18 @@ check: .venv/run
 test: .venv/test system
 	$(BIN)/pytest -m "not full"
 
+# What needs the processor and nothing else goes side by side; all else has time limits to keep.
 test-all: lint system
-	$(BIN)/pytest
-	$(MAKE) test-compiled
+	$(MAKE) --jobs=2 --output-sync $(PURE) compiled
+	$(BIN)/pytest $(addprefix --ignore=,$(PURE))
+	$(ON_COMPILED)
+
+$(PURE): .venv/test
+	$(BIN)/pytest $@
 
 # The same tests on the compiled core.
 test-compiled: compiled system
-	MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
+	$(ON_COMPILED)
 
 # The compiled core is built beside the sources and not over them.
 compiled: .venv/test
