@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from core_harness import Counts, House, Link, O, Store, bare, get, store
 
-from memtunnel.core.breaker import FAILED_DIALS, TIMEOUTS_IN_A_ROW
+from memtunnel.core.breaker import FAILED_DIALS, PROBE_INTERVAL, TIMEOUTS_IN_A_ROW
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
 from memtunnel.core.session import Session
@@ -177,6 +177,68 @@ def test_P2_what_a_server_that_goes_hands_back_comes_not_behind_what_was_asked_l
     status = Status.NOT_FOUND if written else Status.NOT_STORED
     assert client.told == [(O.GET if written else O.SET, 1, status), (O.SET, 2, 0)]
     assert house.stores[0].items[key][1] == b"second"
+    settled(house)
+
+
+def test_P2_what_had_failed_over_does_not_move_behind_what_was_asked_later() -> None:
+    house = House(3, connections=0)
+    own, other, third = house.servers
+    client = house.client()
+    key = house.key_on(0)
+    for _ in range(FAILED_DIALS):
+        own.dial_failed(house.now)
+    client.send(store(key, b"first", 1))  # waits at the second
+    house.connect(0)
+    client.send(store(key, b"second", 2))
+    house.serve()
+    change(house, [own, third])
+    house.serve()
+    assert client.told == [(O.SET, 1, Status.NOT_STORED), (O.SET, 2, 0)]
+    assert house.stores[0].items[key][1] == b"second"
+    assert other.refusing
+    settled(house)
+
+
+def test_P2_a_read_that_was_to_find_out_about_a_stalled_server_moves_to_no_other() -> None:
+    house = House(2)
+    client = house.client()
+    gone = house.servers[1]
+    key = house.key_on(1)
+    client.send(*(get(house.key_on(1, number)) for number in range(TIMEOUTS_IN_A_ROW)))
+    link = next(link for link in house.links if link.server is gone)
+    link.pull()
+    house.pass_time(0.41)
+    link.lose()
+    house.now += PROBE_INTERVAL
+    client.send(get(key, 1))  # waits for a connection
+    client.send(store(key, b"later", 2))
+    house.serve()
+    change(house, house.servers[:1])
+    house.serve()
+    assert client.told[-2:] == [(O.GET, 1, Status.NOT_FOUND), (O.SET, 2, 0)]
+    settled(house)
+
+
+def test_P2_what_was_asked_before_a_change_of_servers_fails_over_no_more() -> None:
+    house = House(2, connections=0)
+    own, other = house.servers
+    client = house.client()
+    key = house.key_on(0)
+    for _ in range(FAILED_DIALS):
+        own.dial_failed(house.now)
+    house.connect(1)
+    client.send(get(key, 1))
+    house.links[0].pull()
+    house.connect(0)
+    client.send(store(key, b"later", 2))
+    house.links[1].deliver(house.links[1].execute())
+    change(house, [other, own])
+    house.links[0].lose()  # the read waits for a connection, at what is its key's own server now
+    for _ in range(FAILED_DIALS):
+        other.dial_failed(house.now)
+    house.tunnel.flush()
+    assert house.router.server_of(key) == other.index
+    assert client.told == [(O.GET, 1, Status.NOT_FOUND), (O.SET, 2, 0)]
     settled(house)
 
 

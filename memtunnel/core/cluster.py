@@ -23,11 +23,15 @@ class Verdict(Enum):
     REFUSED = "refused"
 
 
-class Member(Protocol):
-    """A session whose client has this login, or wants to log in with it."""
+class Concerned(Protocol):
+    """Who wants to know what the servers say of a login."""
 
     def judged(self, right: bool, now: float) -> None:
         """The first verdict is known."""
+
+
+class Member(Protocol):
+    """A session whose client has this login."""
 
     def follow(self) -> None:
         """The servers have changed."""
@@ -36,17 +40,32 @@ class Member(Protocol):
 class Cluster:
     """`router` says which of `servers` has a key, by their places; each server knows its own."""
 
-    __slots__ = ("_wanted", "clients", "credentials", "router", "servers", "verdict", "waiting")
+    __slots__ = (
+        "_wanted",
+        "changed",
+        "clients",
+        "credentials",
+        "proven",
+        "router",
+        "servers",
+        "verdict",
+        "waiting",
+    )
 
     def __init__(
         self, servers: Sequence[Server], router: Router, credentials: Credentials | None = None
     ) -> None:
         self.servers: list[Server] = []
+        self.router = router
         self.credentials = self._wanted = credentials
         """The login that is in use."""
+        self.changed = 0.0
+        """When the servers changed last: what was asked before that moves no more."""
         self.reshape(servers, router, (), 0.0)
         self.verdict = Verdict.NONE
-        self.waiting: dict[Member, None] = {}
+        self.proven = False
+        """Whether a server has ever taken a login here."""
+        self.waiting: dict[Concerned, None] = {}
         """Who is told once the first verdict is known."""
         self.clients = 0
         """How many clients came with this login; not counted where none is needed."""
@@ -56,6 +75,8 @@ class Cluster:
     ) -> None:
         """Have these servers from now on; `members` are all sessions with this login."""
         gone = [server for server in self.servers if server not in servers]
+        for server in gone:
+            server.give_up_strays(self.router, now)
         for index, server in enumerate(servers):
             server.index = index
             server.cluster = self
@@ -66,6 +87,7 @@ class Cluster:
         # What waits for one that is gone now finds the others.
         for server in gone:
             server.withdraw(now)
+        self.changed = now
 
     def want(self, credentials: Credentials | None) -> None:
         """Use another login, from when a server has taken it; at once where none has taken one."""
@@ -76,6 +98,7 @@ class Cluster:
     def accepted(self, now: float) -> None:
         """A server has taken the login that is wanted."""
         self.credentials = self._wanted
+        self.proven = True
         self._judge(Verdict.ACCEPTED, now)
 
     def refused(self, now: float) -> None:

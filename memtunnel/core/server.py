@@ -14,7 +14,8 @@ from memtunnel.core.lane import Lane
 from memtunnel.core.mux import MAX_ENTRIES, MAX_UNSENT, Multiplexer
 from memtunnel.core.outcomes import Reason
 from memtunnel.core.request import Request
-from memtunnel.wire.binary import LOUD, READS, Opcode
+from memtunnel.core.routing import Router
+from memtunnel.wire.binary import LOUD, READS, Opcode, key_of
 
 if TYPE_CHECKING:
     from memtunnel.core.cluster import Cluster
@@ -104,6 +105,22 @@ class Server:
         mux.draining = True
         if mux in self.connections:
             self.connections.remove(mux)
+
+    def give_up_strays(self, router: Router, now: float) -> None:
+        """Give up what waits here although others have been given what was asked later.
+
+        That is what came from a server that was down, and is not its key's own by `router`; and,
+        where this one is stalled, what waits to find out whether it is back.
+        """
+        for lane in list(self.queue):
+            for request in list(lane.waiting):
+                assert request.frame is not None
+                if self.refusing or router.server_of(key_of(request.frame)) != self.index:
+                    lane.give_up(request)
+                    if request.owner is not None:
+                        request.owner.failed(request, Reason.NO_UPSTREAM, now)
+                    else:
+                        request.end_unowned()
 
     def withdraw(self, now: float) -> None:
         """Take no requests any more: it is none of its cluster's servers now."""

@@ -316,7 +316,8 @@ class Session(Answers):
         """Send a request to the server that serves its key meanwhile; False where none may.
 
         It moves only on in the order of its key, never back: a server before its own in that
-        order may have come back meanwhile, and have been given what was asked later.
+        order may have come back meanwhile, and have been given what was asked later. By an order
+        of other servers than those that it was sent by, that could be any.
         """
         lane = request.lane
         frame = request.frame
@@ -324,6 +325,8 @@ class Session(Answers):
         assert frame is not None
         if lane.server.cluster is not self.cluster:
             return False  # it was asked with another login
+        if request.arrived <= self.cluster.changed:
+            return False
         servers = self.cluster.servers
         order = self.cluster.router.order_of(key_of(frame))
         failover = self.tunnel.policy.failover
