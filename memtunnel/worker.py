@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import SystemRandom
 from typing import Any, Final
 
@@ -171,7 +171,9 @@ class Worker:
             pool_size=config.pool_size,
         )
 
-    def _pool(self, name: str, target: Target, cluster: Cluster, size: int) -> Pool:
+    def _pool(
+        self, name: str, target: Target, cluster: Cluster, size: int, former: Sequence[Pool]
+    ) -> Pool:
         counts = self.metrics.server(name)
         return Pool(
             target,
@@ -184,6 +186,7 @@ class Worker:
             self._turn,
             self._random,
             self._log,
+            former,
         )
 
     def listener(self) -> Listener:

@@ -1,5 +1,7 @@
 """Which logins there are upstream: made when they are needed, bounded, retired, remembered."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -11,14 +13,15 @@ from twisted.logger import Logger
 
 from memtunnel.core.budget import Budget
 from memtunnel.core.cluster import Cluster, Verdict
+from memtunnel.core.request import Request
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Policy, Tunnel
-from memtunnel.net.logins import IDLE, REMEMBERED, Login, Logins, Plan
+from memtunnel.net.logins import IDLE, QUICK_TRIES, REMEMBERED, Login, Logins, Plan
 from memtunnel.net.pool import Pool
 from memtunnel.net.tls import Expectation, load_roots, make_context
 from memtunnel.net.turn import Turn
-from memtunnel.net.upstream import State, Target
+from memtunnel.net.upstream import SILENCE, State, Target
 from memtunnel.ops.metrics import Metrics
 from memtunnel.wire import binary
 from memtunnel.wire.binary import Opcode, Status
@@ -36,10 +39,11 @@ class Doorkeeper(Peer):
         super().__init__()
         self.wrong = wrong
         self.login: Credentials | None = None
+        self.silent = False
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
-        for frame in self.asked():
+        for frame in () if self.silent else self.asked():
             status = Status.OK
             if frame.opcode == Opcode.SASL_AUTH:
                 self.login = Credentials.of_message(frame.value)
@@ -58,6 +62,8 @@ class Bench:
         self.peers: list[Doorkeeper] = []
         self.wrong = {WRONG}
         self.up = True
+        self.logged: list[Any] = []
+        self.meanwhile: Callable[[], None] = lambda: None
         self._pair = pair
         self._expectation = Expectation(make_context(load_roots(root.pem)), "localhost")
         self.metrics = Metrics(version="1", python="3", twisted="26", openssl="3", reactor="none")
@@ -83,7 +89,9 @@ class Bench:
             targets=dict.fromkeys(names, target), router=router("modula", names), pool_size=size
         )
 
-    def _pool(self, name: str, target: Target, cluster: Cluster, size: int) -> Pool:
+    def _pool(
+        self, name: str, target: Target, cluster: Cluster, size: int, former: Sequence[Pool]
+    ) -> Pool:
         counts = self.metrics.server(name)
         return Pool(
             target,
@@ -95,7 +103,8 @@ class Bench:
             self.network,
             Turn(self.network),
             Random(1),
-            Logger(namespace="memtunnel", observer=lambda event: None),
+            Logger(namespace="memtunnel", observer=self.logged.append),
+            former,
         )
 
     def pass_time(self, seconds: float) -> None:
@@ -104,6 +113,7 @@ class Bench:
             for pool in self.logins.pools:
                 pool.tick(now)
             self.logins.tidy(now)
+            self.meanwhile()
             for dial in self.network.waiting:
                 if self.up:
                     peer = Doorkeeper(self.wrong)
@@ -258,20 +268,128 @@ def test_there_are_at_most_so_many_and_those_without_clients_go_first(make_bench
     assert bench.connected == [OWN, RIGHT[0], RIGHT[1], RIGHT[3]]
 
 
-def test_a_refused_login_makes_room_first_and_one_that_is_tried_not_at_all(make_bench: Any) -> None:
+def test_one_that_is_tried_takes_no_place_from_one_that_was_accepted(make_bench: Any) -> None:
     bench = make_bench(most=2)
     bench.log_in(RIGHT[0]).clients -= 1
     bench.pass_time(1)
-    bench.log_in(WRONG).clients -= 1
-    bench.pass_time(1)
     bench.up = False
-    bench.log_in(RIGHT[1]).clients -= 1
-    assert bench.all == [OWN, RIGHT[0], RIGHT[1]]
-    bench.log_in(RIGHT[2]).clients -= 1
-    assert bench.all == [OWN, RIGHT[1], RIGHT[2]]
+    for credentials in RIGHT[1:3]:
+        bench.log_in(credentials).clients -= 1
     assert bench.logins.log_in(RIGHT[3]) is None
+    assert bench.all == [OWN, *RIGHT[:3]]
     bench.pass_time(REMEMBERED)
+    assert bench.all == [OWN, RIGHT[0]]
     assert bench.logins.log_in(RIGHT[3]) is not None
+
+
+def guess(number: int) -> Credentials:
+    return Credentials(username="user0", password=Secret(f"guess{number}"))
+
+
+@contextmanager
+def guessing(bench: Bench, clients: int) -> Iterator[list[Cluster]]:
+    """So many clients try passwords; `judged` goes on with the next where one was refused."""
+    clusters: list[Cluster] = []
+    number = 0
+
+    def go_on() -> None:
+        nonlocal number
+        for cluster in list(clusters):
+            if cluster.verdict is not Verdict.NONE:
+                cluster.clients -= 1
+                clusters.remove(cluster)
+        while len(clusters) < clients:
+            bench.wrong.add(guess(number))
+            cluster = bench.logins.log_in(guess(number))
+            number += 1
+            if cluster is None:
+                break
+            cluster.clients += 1
+            clusters.append(cluster)
+
+    bench.meanwhile = go_on
+    go_on()
+    yield clusters
+    bench.meanwhile = lambda: None
+
+
+def test_whoever_guesses_passwords_makes_the_tunnel_dial_once_a_second(make_bench: Any) -> None:
+    bench = make_bench(most=4)
+    before = len(bench.network.dials)
+    with guessing(bench, clients=10):
+        bench.pass_time(60)
+    assert 60 <= len(bench.network.dials) - before <= 60 + QUICK_TRIES + 10
+    assert len(bench.logins.pools) < 60
+
+
+def test_guesses_write_no_line_for_each(make_bench: Any) -> None:
+    bench = make_bench(most=4)
+    bench.logged.clear()
+    with guessing(bench, clients=3):
+        bench.pass_time(30)
+    assert bench.logged == []
+
+
+def test_a_login_that_was_accepted_is_kept_whoever_guesses(make_bench: Any) -> None:
+    bench = make_bench(most=2)
+    cluster = bench.log_in(RIGHT[0])
+    bench.pass_time(1)
+    cluster.clients -= 1
+    with guessing(bench, clients=20):
+        bench.pass_time(IDLE / 2)
+        assert bench.logins.log_in(RIGHT[0]) is cluster
+        assert len(cluster.servers[0].connections) == 1
+
+
+def test_a_new_login_gets_its_turn_among_guesses(make_bench: Any) -> None:
+    bench = make_bench(most=2)
+    with guessing(bench, clients=20) as guesses:
+        bench.pass_time(30)
+        assert len(guesses) == 20
+        cluster = bench.log_in(RIGHT[0])
+        bench.pass_time(21)
+        assert cluster.verdict is Verdict.ACCEPTED
+
+
+def test_many_right_logins_at_once_are_tried_at_once(make_bench: Any) -> None:
+    bench = make_bench(most=9)
+    clusters = [bench.log_in(credentials) for credentials in RIGHT]
+    bench.pass_time(0.5)
+    assert {cluster.verdict for cluster in clusters} == {Verdict.ACCEPTED}
+
+
+def test_guesses_that_wait_and_whose_clients_left_are_forgotten_untried(make_bench: Any) -> None:
+    bench = make_bench(most=4)
+    with guessing(bench, clients=20) as guesses:
+        bench.pass_time(10)
+        dials = len(bench.network.dials)
+    for cluster in guesses:
+        cluster.clients -= 1
+    bench.pass_time(60)
+    assert bench.all == [OWN]
+    assert len(bench.network.dials) - dials <= 2
+
+
+def test_P2_a_server_that_is_back_is_dialled_when_its_former_connections_are_gone(
+    make_bench: Any,
+) -> None:
+    bench = make_bench(servers=2)
+    former = bench.tunnel.cluster.servers[1]
+    (mux,) = former.connections
+    frame = binary.request(Opcode.SET, b"k", extras=bytes(8))
+    mux.send(Request(None, None, Opcode.SET, bytes(4), frame, len(frame), 0.0))
+    bench.peers[1].silent = True
+    bench.logins.configure(OWN, bench.plan("mc0"), [])
+    bench.logins.configure(OWN, bench.plan("mc0", "mc1"), [])
+    server = bench.tunnel.cluster.servers[1]
+    dials = len(bench.network.dials)
+    assert server is not former
+    bench.pass_time(0.5)
+    assert (len(bench.network.dials), server.connections) == (dials, [])
+    assert mux.load == 1
+    bench.pass_time(2 * SILENCE)
+    assert mux.load == 0
+    assert len(server.connections) == 1
 
 
 def test_a_login_that_is_used_is_kept_however_short_its_clients_stay(make_bench: Any) -> None:

@@ -2,14 +2,19 @@
 
 Usually there is one login, the configured one. Where clients' own logins are used upstream there
 is one more for each of those, made when a client comes with it and retired when none has had it
-for a while. A refused login is remembered for a moment, so that a client that tries again and
-again does not make the tunnel dial each time.
+for a while.
+
+Whoever guesses passwords is to harm nobody. A refused login is remembered for a moment, so that a
+client that tries again and again does not make the tunnel dial each time; after a few refusals only
+one new login a second is tried, and the others wait. What has no verdict yet takes no place from a
+login that was accepted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Final
 
 from memtunnel.core.cluster import Cluster, Verdict
@@ -19,9 +24,16 @@ from memtunnel.net.pool import Pool
 from memtunnel.net.upstream import Target
 from memtunnel.wire.sasl import Credentials
 
-#: Seconds that a login is kept which no client has, and that a refused one is remembered.
+#: Seconds that an accepted login is kept which no client has, and any other one.
 IDLE: Final = 60.0
 REMEMBERED: Final = 5.0
+#: Seconds between the logins that are tried once so many were refused lately.
+TRY_INTERVAL: Final = 1.0
+QUICK_TRIES: Final = 8
+#: How many refused logins are counted at most; one is forgotten in each `TRY_INTERVAL`.
+COUNTED: Final = 16
+#: How many logins may wait to be tried.
+WAITING: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +47,9 @@ class Plan:
     pool_size: int
 
 
-#: Makes the pool of a server: its name, where to dial, for whom, and how many connections.
-MakePool = Callable[[str, Target, Cluster, int], Pool]
+#: Makes the pool of a server: its name, where to dial, for whom, how many connections, and the
+#: pools whose connections have to be gone before.
+MakePool = Callable[[str, Target, Cluster, int, Sequence[Pool]], Pool]
 
 
 class Login:
@@ -50,14 +63,22 @@ class Login:
         self.pools: list[Pool] = []
         self.used = 0.0
         """When a client came with it, or had it, last."""
-        self.configure(credentials, plan, (), 0.0)
+        self.starts = 0.0
+        """When it is tried."""
+        self.configure(credentials, plan, (), (), 0.0)
 
     def configure(
-        self, credentials: Credentials | None, plan: Plan, sessions: Iterable[Session], now: float
+        self,
+        credentials: Credentials | None,
+        plan: Plan,
+        sessions: Iterable[Session],
+        retiring: Sequence[Pool],
+        now: float,
     ) -> list[Pool]:
         """Have a pool for each server of the plan; `sessions` are those with this login.
 
-        Returns the pools of servers that are gone.
+        One of `retiring` may be that of a server which is back: what that has in flight is not to
+        be overtaken. Returns the pools of servers that are gone.
         """
         self.credentials = credentials
         self.cluster.want(credentials)
@@ -68,7 +89,8 @@ class Login:
             mine = replace(target, credentials=credentials, only_trust=only_trust)
             pool = known.pop(name, None)
             if pool is None:
-                pool = self._make_pool(name, mine, self.cluster, plan.pool_size)
+                former = [one for one in retiring if one.serves(name, self.cluster)]
+                pool = self._make_pool(name, mine, self.cluster, plan.pool_size, former)
             else:
                 pool.configure(mine, plan.pool_size)
             pools.append(pool)
@@ -82,6 +104,12 @@ class Login:
         """Dial what is missing."""
         for pool in self.pools:
             pool.fill()
+
+    def start(self, at: float) -> None:
+        """Dial, but not before then."""
+        self.starts = at
+        for pool in self.pools:
+            pool.start(at)
 
     @property
     def retired(self) -> bool:
@@ -117,6 +145,10 @@ class Logins:
         self._others: dict[Credentials, Login] = {}
         self._retiring: list[Pool] = []
         """Those that are not dialled for any more, as long as they have connections."""
+        self._forgiven = 0.0
+        """When the last refused login will be forgotten."""
+        self._last_start = 0.0
+        """When the last of the logins that had to wait for it is tried."""
         self.most = most
         self.default = Login(credentials, cluster, plan, make_pool)
 
@@ -134,15 +166,31 @@ class Logins:
         now = self._seconds()
         login = self._others.get(credentials)
         if login is None:
-            if len(self._others) >= self.most and not self._make_room(now):
+            refused = self._refused_lately(now)
+            if not self._has_room(refused):
                 return None
+            start = now
+            if refused >= QUICK_TRIES:
+                start = self._last_start = max(now, self._last_start + TRY_INTERVAL)
             cluster = Cluster((), self._plan.router, credentials)
+            cluster.waiting[self] = None
             login = Login(credentials, cluster, self._plan, self._make_pool)
             self._others[credentials] = login
-            login.fill()
+            login.start(start)
         if not login.retired:
             login.used = now
         return login.cluster
+
+    def judged(self, right: bool, now: float) -> None:
+        """There is a first verdict on a login."""
+        if not right:
+            self._forgiven = now + min(self._refused_lately(now) + 1, COUNTED) * TRY_INTERVAL
+            return
+        proven = [one for one in self._others.values() if one.cluster.proven]
+        idle = [one for one in proven if not one.cluster.clients]
+        idle.sort(key=lambda one: one.used)
+        for one in idle[: max(0, len(proven) - self.most)]:
+            self._forget(one)
 
     def configure(
         self, credentials: Credentials | None, plan: Plan, sessions: Iterable[Session]
@@ -158,21 +206,23 @@ class Logins:
         now = self._seconds()
         for login in self:
             own = credentials if login is self.default else login.credentials
-            gone = login.configure(own, plan, having.get(login.cluster, ()), now)
-            self._retiring += gone
+            its = having.get(login.cluster, ())
+            self._retiring += login.configure(own, plan, its, self._retiring, now)
             login.fill()
 
     def tidy(self, now: float) -> None:
         """Retire the logins that no client has had for a while."""
         self._retiring = [pool for pool in self._retiring if pool.upstreams]
         for login in list(self._others.values()):
-            refused = login.cluster.verdict is Verdict.REFUSED
+            verdict = login.cluster.verdict
             # Clients of a retired one are about to be told that it was refused.
             if login.cluster.clients and not login.retired:
                 login.used = now
-            elif now - login.used >= (REMEMBERED if refused else IDLE):
+            elif now < login.starts or now - login.used >= (
+                IDLE if verdict is Verdict.ACCEPTED else REMEMBERED
+            ):
                 self._forget(login)
-            elif refused:
+            elif verdict is Verdict.REFUSED:
                 self._retiring += login.retire()
 
     def stop(self) -> None:
@@ -180,22 +230,21 @@ class Logins:
         for pool in self.pools:
             pool.stop()
 
-    def _make_room(self, now: float) -> bool:
-        """Retire a login that no client has; False where there is none.
+    def _has_room(self, refused: int) -> bool:
+        """Whether one more login may be tried, where so many were refused lately.
 
-        A refused one goes first, then the one that was used least recently. One that is being
-        tried stays for a moment: nobody makes the tunnel dial who comes and goes.
+        As many of those without a verdict are taken for wrong ones too, or most where they wait:
+        right ones are not to be turned away because of them. Accepted ones that no client has make
+        room if this one is accepted.
         """
-        idle = [
-            (login.cluster.verdict is not Verdict.REFUSED, login.used, login)
-            for login in self._others.values()
-            if not login.cluster.clients
-            and (login.cluster.verdict is not Verdict.NONE or now - login.used >= REMEMBERED)
-        ]
-        if not idle:
-            return False
-        self._forget(min(idle, key=lambda each: each[:2])[2])
-        return True
+        clusters = [login.cluster for login in self._others.values()]
+        used = sum(1 for one in clusters if one.proven and one.clients)
+        untried = sum(1 for one in clusters if one.verdict is Verdict.NONE)
+        wrong = refused if refused < QUICK_TRIES else WAITING
+        return used < self.most and used + untried < self.most + wrong
+
+    def _refused_lately(self, now: float) -> int:
+        return max(0, ceil((self._forgiven - now) / TRY_INTERVAL))
 
     def _forget(self, login: Login) -> None:
         assert login.credentials is not None

@@ -7,6 +7,7 @@ takes is decided in `core.server`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -42,7 +43,11 @@ class PoolCounts(Observer, Protocol):
 
 
 class Pool:
-    """`random` draws opaques, ages and waits. `cluster` hears what becomes of the login."""
+    """`random` draws opaques, ages and waits. `cluster` hears what becomes of the login.
+
+    It dials only when the connections of `former` pools of the same server are gone: else what is
+    asked now could overtake what is in flight there.
+    """
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class Pool:
         turn: Turn,
         random: Random,
         log: Logger,
+        former: Sequence[Pool] = (),
     ) -> None:
         self.target = target
         self.server = server
@@ -68,6 +74,7 @@ class Pool:
         self._turn = turn
         self._random = random
         self._log = log
+        self._former = former
         self._pacing = Pacing(random.uniform)
         self._redial: Any = None
         self._stopped = False
@@ -113,6 +120,15 @@ class Pool:
         self._drain_surplus()
         self.fill()
 
+    def serves(self, name: str, cluster: Cluster) -> bool:
+        """Whether this is the pool of that server, with that login."""
+        return self.server.name == name and self._cluster is cluster
+
+    def start(self, at: float) -> None:
+        """Dial, but not before then."""
+        self._pacing.not_before = at
+        self.fill()
+
     def retire(self) -> None:
         """Dial no more, and close the connections as soon as nothing is in flight on them."""
         self._stop_dialling()
@@ -122,7 +138,8 @@ class Pool:
 
     def fill(self) -> None:
         """Dial what is missing, as far as the pacing allows."""
-        if self._stopped:
+        self._former = [pool for pool in self._former if pool.upstreams]
+        if self._stopped or self._former:
             return
         now = self._reactor.seconds()
         fitting = self._fitting()
@@ -215,9 +232,9 @@ class Pool:
             self._count(self._counts.connects, lost)
             self._pacing.failed(now, login_refused=lost is Lost.LOGIN_REFUSED)
             self.server.dial_failed(now)
-            if lost is Lost.LOGIN_REFUSED:
-                self._cluster.refused(now)
         self._say(upstream, lost, words or kind or HINTS.get(lost, ""), now)
+        if lost is Lost.LOGIN_REFUSED:
+            self._cluster.refused(now)
         self.fill()
 
     def _dial(self) -> None:
@@ -239,7 +256,13 @@ class Pool:
             self._redial = self._reactor.callLater(wait, self.fill)
 
     def _say(self, upstream: Upstream, lost: Lost, words: str, now: float) -> None:
-        """One line for each change of state; an outage that goes on is repeated rarely."""
+        """One line for each change of state; an outage that goes on is repeated rarely.
+
+        What a client's own login meets that was never accepted is told by the client's listener:
+        there can be ever new ones.
+        """
+        if not self._cluster.proven and self._cluster is not self._tunnel.cluster:
+            return
         if not upstream.was_warm and self._said is not None:
             said, when = self._said
             if said is lost and now - when < REMINDER:
