@@ -51,7 +51,7 @@ from memtunnel.workers import Workers
 
 #: Seconds between two looks at whether the tunnel is ready, as long as it is not.
 READY_TICK: Final = 0.1
-#: File descriptors kept for connections to servers, scrapes and files.
+#: File descriptors kept for scrapes, files and what is not counted, in each process.
 RESERVED_FILES: Final = 64
 
 
@@ -343,8 +343,9 @@ class TunnelService(Service):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        wanted = self._config.max_clients
-        room = max(1, hard - RESERVED_FILES) * self._config.workers
+        config = self._config
+        wanted = config.max_clients
+        room = max(hard // 2, hard - reserved_files(config)) * config.workers
         if hard == resource.RLIM_INFINITY or wanted <= room:
             return wanted
         words = "--max-clients lowered to {room}: the system allows {hard} open files"
@@ -439,6 +440,13 @@ class TunnelService(Service):
         if self._admin_port is not None:
             closing.append(maybeDeferred(self._admin_port.stopListening))
         return DeferredList(closing)
+
+
+def reserved_files(config: Config) -> int:
+    """How many file descriptors of a process are not for clients."""
+    logins = 1 + (config.max_logins if config.client_auth == "passthrough" else 0)
+    # One more for each pool: what is replaced stays until another is warm.
+    return RESERVED_FILES + logins * len(config.servers) * (config.pool_size + 1)
 
 
 def in_words(problem: Exception) -> str:

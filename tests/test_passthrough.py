@@ -293,6 +293,20 @@ def test_what_waits_for_the_verdict_counts_against_the_bound(tongue: Tongue) -> 
 
 
 @each_tongue
+def test_what_there_is_no_room_for_waits_for_no_verdict(tongue: Tongue) -> None:
+    town = Town(limit=0)
+    client = town.client(tongue.protocol)
+    client.send(tongue.login(ONE) + tongue.set + tongue.get)
+    town.serve()
+    assert town.degraded == [(op, "overloaded") for op in (O.SASL_AUTH, O.SET, O.GET)]
+    assert client.received.startswith(tongue.welcome)
+    assert client.received.endswith(tongue.miss)
+    town.warm(ONE)
+    assert town.clusters[ONE].verdict is Verdict.ACCEPTED
+    settled(town)
+
+
+@each_tongue
 def test_one_login_too_many_is_refused(tongue: Tongue) -> None:
     town = Town(most=1)
     town.warm(ONE)

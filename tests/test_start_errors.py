@@ -190,3 +190,17 @@ def test_a_mistyped_command_line_is_one_line(argument: str, words: str) -> None:
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert not done.stdout
+
+
+def test_clients_get_the_file_descriptors_that_connections_to_servers_do_not_need(
+    flags: list[str],
+) -> None:
+    several = ["--client-auth=passthrough", "--max-logins=10", "--pool-size=3", "--workers=1"]
+    tunnel = servers.Tunnel(*flags, *several)
+    tunnel.command = ["prlimit", "--nofile=512:512", *tunnel.command]
+    tunnel.start()
+    try:
+        reserved = 64 + (1 + 10) * (3 + 1)
+        assert f"--max-clients lowered to {512 - reserved}:" in tunnel.log()
+    finally:
+        tunnel.stop()

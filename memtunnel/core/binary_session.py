@@ -93,8 +93,7 @@ class BinarySession(Session):
         end = len(data)
         while end - position >= HEADER_LENGTH:
             if frames == REQUESTS_A_TURN:
-                self._hold(data[position:])
-                self._held_at = now
+                self._hold(data[position:], now)
                 end = position
                 break
             frames += 1
@@ -123,8 +122,7 @@ class BinarySession(Session):
                     end = position
                     break
                 if self.pending is not None:
-                    self._hold(data[after:])
-                    self._held_at = now
+                    self._hold(data[after:], now)
                     position = end
                     break
                 position = start = after

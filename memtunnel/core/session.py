@@ -83,7 +83,7 @@ class Session(Answers):
         if self.finishing:
             return False
         if self.held or self.pending is not None:
-            self._hold(data)
+            self._hold(data, now)
             return True
         intake = self.intake
         if intake.since > 0.0 or intake.began > 0.0:
@@ -127,9 +127,14 @@ class Session(Answers):
         self._take_held()
         self._forget(now)
 
-    def _hold(self, data: bytes) -> None:
+    def _hold(self, data: bytes, now: float) -> None:
+        if not self.held:
+            self._held_at = now
         self.held += data
         self.tunnel.budget.used += len(data)
+        if self.pending is not None and self.tunnel.budget.exhausted:
+            # Then it does not wait for the servers' word on the login.
+            self.failed(self.pending, Reason.OVERLOADED, now)
 
     def _take_held(self) -> bytes:
         data, self.held = self.held, b""

@@ -104,16 +104,14 @@ class TextSession(Session):
         self._get(command, keys, self._long_get is None, now)
         self._send_taken(now)
         if after < len(data):
-            self._hold(data[after:])
-            self._held_at = now
+            self._hold(data[after:], now)
 
     def _parse(self, data: bytes, now: float) -> None:
         position = 0
         taken = 0
         while position < len(data) and not self.finishing:
             if taken >= REQUESTS_A_TURN:
-                self._hold(data[position:])
-                self._held_at = now
+                self._hold(data[position:], now)
                 break
             end = data.find(b"\n", position)
             if end < 0:
@@ -132,8 +130,7 @@ class TextSession(Session):
                     if self.pending is None:
                         continue
                     if position < len(data):
-                        self._hold(data[position:])
-                        self._held_at = now
+                        self._hold(data[position:], now)
                     break
             if line.startswith(b"get ") and _ONE_KEY(line, 4):
                 # What most lines are: by the way of all others it takes 0.9 µs more.
@@ -153,8 +150,7 @@ class TextSession(Session):
                 self._get(command, keys, not rest, now)
                 if rest:
                     self._long_get = command
-                    self._hold(rest + data[end:])
-                    self._held_at = now
+                    self._hold(rest + data[end:], now)
                     break
                 position = after
             else:
