@@ -77,6 +77,8 @@ class Transport:
         self.handle = Handle(family)
         self.takes = takes
         self.events: list[str] = []
+        self.unseen: list[bytes] = []
+        """What the kernel has received and the reactor has not seen yet."""
         self.writes: list[bytes] = []
         self.connected = False
         self.reading = True
@@ -106,8 +108,15 @@ class Transport:
     def unsent(self) -> int:
         return len(self._unsent)
 
-    def deliver_now(self) -> None:
-        """There is no kernel here that could hold something back."""
+    @property
+    def arrived(self) -> int:
+        return sum(map(len, self.unseen))
+
+    def deliver_now(self) -> int:
+        data = self.unseen.pop(0) if self.unseen else b""
+        if data:
+            self.protocol.dataReceived(data)
+        return len(data)
 
     def write(self, data: bytes) -> None:
         self.send(data)

@@ -511,6 +511,27 @@ def test_a_stop_waits_for_the_frames_that_are_held_back(bench: Bench) -> None:
     assert client.finished
 
 
+@pytest.mark.parametrize("waiting", [0, FULL_REQUESTS, 3 * FULL_REQUESTS])
+def test_what_had_arrived_at_a_stop_is_answered_and_what_comes_later_is_not(
+    bench: Bench, waiting: int
+) -> None:
+    client = bench.client()
+    client.deliver(b"".join(get(number) for number in range(waiting)))
+    rest = range(waiting, waiting + 500)
+    client.unseen = [get(number) for number in rest]
+    (downstream,) = bench.listener.clients
+    bench.settle()
+    assert downstream.session.paused == (waiting > 0)
+    downstream.finish()
+    client.unseen.append(get(99_999))
+    while bench.hits():
+        bench.settle()
+    bench.settle()
+    assert numbers(client.read()) == list(range(rest.stop))
+    assert client.finished
+    assert client.unseen == [get(99_999)]
+
+
 def test_a_client_that_leaves_is_forgotten(bench: Bench) -> None:
     client = bench.client(takes=0)
     client.deliver(set_(1) + get(2) + get(3)[:10])

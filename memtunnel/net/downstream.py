@@ -77,6 +77,8 @@ class Downstream(Protocol):
         """Whether the client has closed its side."""
         self._stopping = False
         """Whether the tunnel stops."""
+        self._rest = 0
+        """Bytes that had arrived then and are yet to be taken."""
         self._waiting = False
         """Whether frames are held back for the next turn."""
         self._counts_anew = False
@@ -180,10 +182,18 @@ class Downstream(Protocol):
 
     def finish(self) -> None:
         """The tunnel stops: take what has arrived, answer it, then close."""
-        if not self.session.paused:
-            self.transport.deliver_now()
         self._stopping = True
-        self.session.finish()
+        self._rest = self.transport.arrived
+        if not self.session.paused:
+            self._take_rest()
+
+    def _take_rest(self) -> None:
+        """Take what had arrived when the tunnel stopped, as far as the session has room."""
+        while self._rest > 0 and not self.session.paused:
+            delivered = self.transport.deliver_now()
+            self._rest -= delivered or self._rest
+        if not self.session.paused:
+            self.session.finish()
 
     def _note_unread(self) -> None:
         unread = self.transport.unsent
@@ -241,7 +251,9 @@ class Downstream(Protocol):
             self.transport.resumeProducing()
             if session.intake.since:
                 session.intake.since = self._seconds()  # it stood still while we did not read
-            if self._ended or self._stopping:
+            if self._stopping:
+                self._take_rest()
+            elif self._ended:
                 session.finish()
         self._tunnel.flush()
 

@@ -9,8 +9,11 @@ the reactor's buffer. Endpoints and all that is above stay ordinary Twisted:
 """
 
 import socket
+import sys
 import threading
 from collections.abc import Sequence
+from fcntl import ioctl
+from termios import FIONREAD
 from typing import Any, Final
 
 from twisted.internet import main, tcp, unix
@@ -59,10 +62,20 @@ class SendAtOnce:
         """Bytes that the kernel has not taken yet."""
         return len(self.dataBuffer) - self.offset + self._tempDataLen
 
-    def deliver_now(self) -> None:
-        """Deliver what the kernel has received already."""
-        # What it returns at the end of the stream, the reactor will find out once more.
-        self.doRead()
+    @property
+    def arrived(self) -> int:
+        """Bytes that the kernel has received and that were not delivered yet."""
+        return int.from_bytes(ioctl(self.socket, FIONREAD, bytes(4)), sys.byteorder)
+
+    def deliver_now(self) -> int:
+        """Deliver some of that. Returns how many bytes; 0 where there are none, or no more."""
+        try:
+            data = self.socket.recv(READ)
+        except OSError:
+            return 0  # the reactor will meet it once more, as the end of the stream
+        if data:
+            self.protocol.dataReceived(data)
+        return len(data)
 
     def doRead(self) -> Any:
         try:

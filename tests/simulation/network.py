@@ -267,6 +267,10 @@ class Socket:
 
     # What the tunnel's transports call
 
+    @property
+    def arrived(self) -> int:
+        return len(self._inbox)
+
     def recv(self, size: int) -> bytes:
         if self._error:
             raise ConnectionResetError(self._error, "reset")
@@ -476,6 +480,10 @@ class Server(transports.Server):
         super().__init__(sock, protocol, ("127.0.0.1", 40000), _PORT, 0, reactor)  # type: ignore[arg-type]
         self._total = 0
         self.writes: deque[tuple[int, float]] = deque()
+
+    @property
+    def arrived(self) -> int:
+        return self.socket.arrived
 
     def send(self, data: bytes | bytearray) -> bool:
         self._total += len(data)
