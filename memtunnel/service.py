@@ -382,8 +382,9 @@ class TunnelService(Service):
             self._log.error("settings not reloaded, the former ones go on: {words}", words=words)
         else:
             self._follow(config, self._roots if self._config.demo else roots)
-        if self._announced:
-            self._manager.tell(READY)
+        finally:
+            if self._announced:
+                self._manager.tell(READY)
 
     def _follow(self, config: Config, roots: list[Certificate] | None) -> None:
         assert self._serving is not None

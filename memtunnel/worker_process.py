@@ -105,9 +105,7 @@ class WorkerProcess:
         elif isinstance(message, Finish) and worker is not None:
             worker.finish()
         elif isinstance(message, Reload) and worker is not None:
-            settings = message.settings
-            worker.reload(settings.config, _roots(settings), settings.max_clients)
-            self._look_for_room()
+            self._reload(worker, message.settings)
         elif isinstance(message, Drain | Stop):
             self._end()
 
@@ -129,6 +127,14 @@ class WorkerProcess:
             worker.serve(listener, port)
             self._ports.append(port)
         worker.start()
+
+    def _reload(self, worker: Worker, settings: Settings) -> None:
+        try:
+            worker.reload(settings.config, _roots(settings), settings.max_clients)
+        except Exception as problem:
+            # What it serves goes on, which it would not if the channel were gone.
+            self.channel.tell(Said(level="error", words=f"settings not reloaded: {problem!r}"))
+        self._look_for_room()
 
     def _send_reading(self, worker: Worker) -> None:
         worker.metrics.garbage = garbage()

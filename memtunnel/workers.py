@@ -63,6 +63,10 @@ AFTERMATH: Final = 10.0
 SETTLED: Final = 10.0
 
 
+#: Variables that are for the tunnel itself: workers get the settings over their channel.
+_OURS: Final = ("MEMTUNNEL_", "MEMCACHIER_", "MEMCACHE_", "NOTIFY_SOCKET")
+
+
 class Workers:
     """`config` is that of the whole tunnel, with the servers and the login to use.
 
@@ -82,7 +86,8 @@ class Workers:
         self._set(config, roots, max_clients)
         self._reloaded = True
         # A worker is this very program, wherever it was found.
-        self._environ = {**environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._environ = {n: value for n, value in environ.items() if not n.startswith(_OURS)}
+        self._environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         self._log = Logger(namespace="memtunnel")
         self._began = reactor.seconds()
         self._ports: list[Any] = []
