@@ -3,9 +3,11 @@
 The test is the server: it sees each frame that arrives and decides what is said, and when.
 """
 
+import gc
 import io
 import itertools
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -429,6 +431,32 @@ def test_a_connection_that_the_server_ends(bench: Bench, where: State, how: str)
     assert bench.lost == [Lost.RESET]
     assert not bench.network.getDelayedCalls()
     assert not bench.server.connections
+
+
+@pytest.mark.parametrize("how", ["reset", "finish", "distrust", "no trust"])
+def test_p6_openssl_keeps_nothing_of_a_lost_connection_until_python_collects_garbage(
+    bench: Bench, root: authority.Pair, how: str
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        bench.dial()
+        bench.accept()
+        connection = weakref.ref(bench.upstream.transport._tlsConnection)
+        if how == "no trust":
+            bench.pair = authority.issue("elsewhere.example", issuer=root)
+        bench.shake_hands()
+        if how == "distrust":
+            bench.log_in()
+            bench.probe()
+            bench.says(b"no answer at all" * 2)
+        elif how != "no trust":
+            getattr(bench.transport, how)()
+        bench.pass_time(3)
+        assert len(bench.lost) == 1
+        assert connection() is None
+    finally:
+        gc.enable()
 
 
 def test_a_server_that_says_goodbye(bench: Bench) -> None:

@@ -183,7 +183,8 @@ class Handshake:
             if depth == 0:
                 self._expectation.check(shown)
         except Untrusted as problem:
-            self.problem = self.problem or problem
+            # A new one: the traceback of that leads back to here.
+            self.problem = self.problem or Untrusted(problem.lost, str(problem))
         except Exception as error:
             # An exception would get lost inside OpenSSL; the refusal must not.
             words = f"the certificate cannot be read: {error}"
@@ -291,11 +292,19 @@ class TLSConnection(TLSMemoryBIOProtocol):
             closed = failure.check(SSL.ZeroReturnError)
             if closed:
                 self._shutdownTLS()  # type: ignore[no-untyped-call]
-            self._tlsShutdownFinished(None if closed else failure)  # type: ignore[no-untyped-call]
+            self._tlsShutdownFinished(None if closed else failure)
         elif not records:
             # Only TLS itself has spoken, and may want to answer. To find out costs an exception:
             # next to data, its answer goes out with our next write.
             self._flushSendBIO()  # type: ignore[no-untyped-call]
+
+    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
+        super()._tlsShutdownFinished(reason)  # type: ignore[no-untyped-call]
+        if reason is not None and reason.value is not None:
+            # Its traceback leads to frames that lead back to it, and would keep OpenSSL's buffers
+            # until Python collects garbage.
+            reason.value.with_traceback(None)
+            reason.tb = None
 
 
 class TLSFactory(TLSMemoryBIOFactory):
