@@ -19,10 +19,16 @@ PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcache
 
 # Tests that take a minute of the processor, in memory, without a clock but their own.
 PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/test_simulation.py
+PURE_ON_COMPILED := $(PURE:%=compiled/%)
+# Tests of what is never compiled: once is enough.
+ONCE := $(wildcard tests/test_bench*.py) tests/test_bad_certificates.py tests/test_ca.py \
+	tests/test_check.py tests/test_demo.py tests/test_house.py tests/test_packaging.py \
+	tests/test_readme.py tests/test_start_errors.py tests/test_supervisor.py tests/test_tls.py \
+	tests/test_transports.py
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
 .PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz simulate torture clean \
-	$(PURE)
+	$(PURE) $(PURE_ON_COMPILED)
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -39,16 +45,19 @@ test: .venv/test system
 
 # What needs the processor and nothing else goes side by side; all else has time limits to keep.
 test-all: lint system
-	$(MAKE) --jobs=2 --output-sync $(PURE) compiled
-	$(BIN)/pytest $(addprefix --ignore=,$(PURE))
-	$(ON_COMPILED)
+	$(MAKE) --jobs=2 --output-sync $(PURE) $(PURE_ON_COMPILED)
+	$(BIN)/pytest $(PURE:%=--ignore=%)
+	$(ON_COMPILED) $(patsubst %,--ignore=%,$(ONCE) $(PURE))
 
 $(PURE): .venv/test
 	$(BIN)/pytest $@
 
+$(PURE_ON_COMPILED): compiled
+	$(ON_COMPILED) $(@:compiled/%=%)
+
 # The same tests on the compiled core.
 test-compiled: compiled system
-	$(ON_COMPILED)
+	$(ON_COMPILED) $(ONCE:%=--ignore=%)
 
 # The compiled core is built beside the sources and not over them.
 compiled: .venv/test
