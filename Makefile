@@ -11,6 +11,7 @@ FUZZ_CORE ?= compiled
 JOBS ?= $(shell nproc)
 SEEDS ?= 0:1000
 TORTURE ?=
+BUGS ?=
 
 # What the tests talk to, by Debian's names.
 PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
@@ -18,17 +19,18 @@ PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcache
 	nodejs netcat-openbsd prometheus openssl gcc libc6-dev python3-dev
 
 # Tests that take a minute of the processor, in memory, without a clock but their own.
-PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/test_simulation.py
-PURE_ON_COMPILED := $(PURE:%=compiled/%)
+PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/test_simulation.py \
+	tests/test_seeded_bugs.py
 # Tests of what is never compiled: once is enough.
 ONCE := $(wildcard tests/test_bench*.py) tests/test_bad_certificates.py tests/test_ca.py \
 	tests/test_check.py tests/test_demo.py tests/test_house.py tests/test_packaging.py \
-	tests/test_readme.py tests/test_start_errors.py tests/test_supervisor.py tests/test_tls.py \
-	tests/test_transports.py
+	tests/test_readme.py tests/test_seeded_bugs.py tests/test_start_errors.py \
+	tests/test_supervisor.py tests/test_tls.py tests/test_transports.py
+PURE_ON_COMPILED := $(patsubst %,compiled/%,$(filter-out $(ONCE),$(PURE)))
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
-.PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz simulate torture clean \
-	$(PURE) $(PURE_ON_COMPILED)
+.PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz simulate torture \
+	seeded-bugs clean $(PURE) $(PURE_ON_COMPILED)
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -112,6 +114,10 @@ simulate: .venv/test
 # TORTURE=--help tells all of it.
 torture: .venv/test system
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m torture $(TORTURE)
+
+# Sixteen bugs, one by one, and which tests catch them; BUGS=--quick leaves out what does by chance.
+seeded-bugs: .venv/test
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m seeded_bugs $(BUGS)
 
 .venv/run: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
