@@ -358,6 +358,23 @@ def test_many_right_logins_at_once_are_tried_at_once(make_bench: Any) -> None:
     assert {cluster.verdict for cluster in clusters} == {Verdict.ACCEPTED}
 
 
+def test_guesses_of_clients_that_come_and_go_let_nobody_wait_for_long(make_bench: Any) -> None:
+    bench = make_bench(most=4)
+    with guessing(bench, clients=20):
+        bench.pass_time(5)
+    for number in range(1000, 3000):
+        cluster = bench.logins.log_in(guess(number))
+        if cluster is None:
+            bench.pass_time(0.25)
+    right = None
+    while right is None:
+        bench.pass_time(0.25)
+        right = bench.logins.log_in(RIGHT[0])
+    right.clients += 1
+    bench.pass_time(30)
+    assert right.verdict is Verdict.ACCEPTED
+
+
 def test_guesses_that_wait_and_whose_clients_left_are_forgotten_untried(make_bench: Any) -> None:
     bench = make_bench(most=4)
     with guessing(bench, clients=20) as guesses:

@@ -63,8 +63,8 @@ class Login:
         self.pools: list[Pool] = []
         self.used = 0.0
         """When a client came with it, or had it, last."""
-        self.starts = 0.0
-        """When it is tried."""
+        self.waits = False
+        """Whether it is yet to be tried."""
         self.configure(credentials, plan, (), (), 0.0)
 
     def configure(
@@ -93,6 +93,7 @@ class Login:
                 pool = self._make_pool(name, mine, self.cluster, plan.pool_size, former)
             else:
                 pool.configure(mine, plan.pool_size)
+            pool.held = self.waits
             pools.append(pool)
         self.pools = pools
         self.cluster.reshape([pool.server for pool in pools], plan.router, sessions, now)
@@ -105,11 +106,12 @@ class Login:
         for pool in self.pools:
             pool.fill()
 
-    def start(self, at: float) -> None:
-        """Dial, but not before then."""
-        self.starts = at
+    def hold(self, waits: bool) -> None:
+        """Dial nothing for now, or dial."""
+        self.waits = waits
         for pool in self.pools:
-            pool.start(at)
+            pool.held = waits
+            pool.fill()
 
     @property
     def retired(self) -> bool:
@@ -147,8 +149,8 @@ class Logins:
         """Those that are not dialled for any more, as long as they have connections."""
         self._forgiven = 0.0
         """When the last refused login will be forgotten."""
-        self._last_start = 0.0
-        """When the last of the logins that had to wait for it is tried."""
+        self._next_try = 0.0
+        """When the next of those that wait may be tried."""
         self.most = most
         self.default = Login(credentials, cluster, plan, make_pool)
 
@@ -169,14 +171,12 @@ class Logins:
             refused = self._refused_lately(now)
             if not self._has_room(refused):
                 return None
-            start = now
-            if refused >= QUICK_TRIES:
-                start = self._last_start = max(now, self._last_start + TRY_INTERVAL)
             cluster = Cluster((), self._plan.router, credentials)
             cluster.waiting[self] = None
             login = Login(credentials, cluster, self._plan, self._make_pool)
             self._others[credentials] = login
-            login.start(start)
+            login.hold(refused >= QUICK_TRIES)
+            self._try_next(now)
         if not login.retired:
             login.used = now
         return login.cluster
@@ -218,12 +218,13 @@ class Logins:
             # Clients of a retired one are about to be told that it was refused.
             if login.cluster.clients and not login.retired:
                 login.used = now
-            elif now < login.starts or now - login.used >= (
+            elif login.waits or now - login.used >= (
                 IDLE if verdict is Verdict.ACCEPTED else REMEMBERED
             ):
                 self._forget(login)
             elif verdict is Verdict.REFUSED:
                 self._retiring += login.retire()
+        self._try_next(now)
 
     def stop(self) -> None:
         """Close all connections."""
@@ -242,6 +243,13 @@ class Logins:
         untried = sum(1 for one in clusters if one.verdict is Verdict.NONE)
         wrong = refused if refused < QUICK_TRIES else WAITING
         return used < self.most and used + untried < self.most + wrong
+
+    def _try_next(self, now: float) -> None:
+        """Try the login that has waited longest, if it is time."""
+        waiting = next((login for login in self._others.values() if login.waits), None)
+        if waiting is not None and now >= self._next_try:
+            self._next_try = now + TRY_INTERVAL
+            waiting.hold(False)
 
     def _refused_lately(self, now: float) -> int:
         return max(0, ceil((self._forgiven - now) / TRY_INTERVAL))

@@ -75,6 +75,8 @@ class Pool:
         self._random = random
         self._log = log
         self._former = former
+        self.held = False
+        """Whether it is to dial nothing yet."""
         self._pacing = Pacing(random.uniform)
         self._redial: Any = None
         self._stopped = False
@@ -124,11 +126,6 @@ class Pool:
         """Whether this is the pool of that server, with that login."""
         return self.server.name == name and self._cluster is cluster
 
-    def start(self, at: float) -> None:
-        """Dial, but not before then."""
-        self._pacing.not_before = at
-        self.fill()
-
     def retire(self) -> None:
         """Dial no more, and close the connections as soon as nothing is in flight on them."""
         self._stop_dialling()
@@ -139,7 +136,7 @@ class Pool:
     def fill(self) -> None:
         """Dial what is missing, as far as the pacing allows."""
         self._former = [pool for pool in self._former if pool.upstreams]
-        if self._stopped or self._former:
+        if self._stopped or self._former or self.held:
             return
         now = self._reactor.seconds()
         fitting = self._fitting()
