@@ -13,7 +13,17 @@ from memtunnel.core.mux import MAX_BODY, MAX_ENTRIES, MAX_OTHER, MAX_UNSENT, Mul
 from memtunnel.core.outcomes import Desync, Distrust, Lost, Reason
 from memtunnel.core.request import Request
 from memtunnel.core.server import Server
-from memtunnel.wire.binary import GETS, LOUD, QUIET, RULES, Opcode, Status, answer, split
+from memtunnel.wire.binary import (
+    GETS,
+    LOUD,
+    MAX_KEY_LENGTH,
+    QUIET,
+    RULES,
+    Opcode,
+    Status,
+    answer,
+    split,
+)
 
 #: Everything that a session may send upstream.
 FORWARDED = [
@@ -392,6 +402,7 @@ def test_a_wrong_first_byte_is_distrusted_before_a_header_is_there(data: bytes) 
         "0005 00 00 0000 00000004",
         "0000 05 00 0000 00000004",
         "0003 02 00 0000 00000004",
+        "00fb 04 00 0000 000000ff",
         f"0000 00 00 0000 {MAX_BODY + 1:08x}",
         "0000 00 00 0000 ffffffff",
     ],
@@ -403,6 +414,22 @@ def test_an_impossible_length_is_distrusted(owner: Recorder, lengths: str) -> No
     with pytest.raises(Distrust) as caught:
         peer.mux.receive(bytes.fromhex(f"81 00 {lengths} 00000000") + bytes(8), 3.0)
     assert (caught.value.lost, caught.value.kind) == (Lost.DESYNC, Desync.LENGTH)
+
+
+@pytest.mark.parametrize("size", [MAX_KEY_LENGTH, MAX_KEY_LENGTH + 1])
+def test_p1_a_key_that_is_too_long_to_be_one_is_distrusted(owner: Recorder, size: int) -> None:
+    peer = Peer(first_opaque=0)
+    peer.mux.send(ask(owner, Opcode.GETK))
+    peer.read()
+    data = answer(Opcode.GETK, bytes(4), extras=bytes(4), key=bytes(size), value=b"v")
+    if size == MAX_KEY_LENGTH:
+        peer.mux.receive(data, 3.0)
+        assert len(owner.outcomes) == 1
+        return
+    with pytest.raises(Distrust) as caught:
+        peer.mux.receive(data, 3.0)
+    assert (caught.value.lost, caught.value.kind) == (Lost.DESYNC, Desync.LENGTH)
+    assert not owner.outcomes
     assert owner.growth == []
 
 

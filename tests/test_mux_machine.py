@@ -26,7 +26,16 @@ from memtunnel.core.mux import MAX_BODY, Multiplexer
 from memtunnel.core.outcomes import Desync, Distrust, Lost, Reason
 from memtunnel.core.request import Request
 from memtunnel.core.server import Server
-from memtunnel.wire.binary import GETS, HEADER_LENGTH, LOUD, Opcode, Status, answer, split
+from memtunnel.wire.binary import (
+    GETS,
+    HEADER_LENGTH,
+    LOUD,
+    MAX_KEY_LENGTH,
+    Opcode,
+    Status,
+    answer,
+    split,
+)
 
 MAX_VALUE = 40
 LANES = 3
@@ -330,6 +339,8 @@ class MuxMachine(RuleBasedStateMachine):
             return answer(opcode, asked.opaque)
         if kind == Desync.LENGTH:
             frame = bytearray(answer(loud, asked.opaque, key=b"key"))
+            if data.draw(st.booleans()):
+                return answer(loud, asked.opaque, key=bytes(MAX_KEY_LENGTH + 1))
             bodies = (0, 2, MAX_BODY + 1, 0xFFFFFFFF)
             frame[8:12] = data.draw(st.sampled_from(bodies)).to_bytes(4, "big")
             return bytes(frame[:HEADER_LENGTH])

@@ -17,6 +17,7 @@ from memtunnel.wire.binary import (
     GETS,
     HEADER_LENGTH,
     LOUD,
+    MAX_KEY_LENGTH,
     READS,
     Opcode,
     Status,
@@ -194,7 +195,7 @@ class Multiplexer:
             magic, opcode, keys, extras, status, body, opaque = unpack_answer(data, position)
             if magic != ANSWER_MAGIC:
                 raise Distrust(Lost.DESYNC, Desync.MAGIC)
-            if keys + extras > body or body > MAX_BODY:
+            if keys + extras > body or body > MAX_BODY or keys > MAX_KEY_LENGTH:
                 raise Distrust(Lost.DESYNC, Desync.LENGTH)
             request = entries.get(opaque)
             if request is None:
@@ -267,6 +268,7 @@ class Multiplexer:
                 or status
                 or magic != ANSWER_MAGIC
                 or not keys + extras <= body <= longest[opcode]
+                or keys > MAX_KEY_LENGTH
                 or stop > end
                 or request.owner is None
             ):

@@ -23,6 +23,7 @@ from memtunnel.wire.binary import (
     GETS,
     HEADER_LENGTH,
     LOUD,
+    MAX_KEY_LENGTH,
     QUIET,
     READS,
     Frame,
@@ -217,7 +218,7 @@ def distrust_of(asked: Sequence[Frame], said: bytes) -> Surprise | None:
         magic, opcode, keys, extras, status, body, opaque = unpack_answer(said, position)
         if magic != ANSWER_MAGIC:
             return Lost.DESYNC, Desync.MAGIC
-        if keys + extras > body or body > MAX_BODY:
+        if keys + extras > body or body > MAX_BODY or keys > MAX_KEY_LENGTH:
             return Lost.DESYNC, Desync.LENGTH
         if opaque not in expected:
             return Lost.DESYNC, Desync.OPAQUE

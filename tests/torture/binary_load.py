@@ -170,13 +170,13 @@ class BinaryClient(Client):
         if ask.kind == "get":
             if status == Status.OK:
                 if opcode in (Opcode.GETK, Opcode.GETKQ) and key != ask.key.name:
-                    self.wrong(f"crossed: the key {key!r} in answer to {ask.key.name!r}")
+                    self.wrong(f"crossed: the key {key[:60]!r} in answer to {ask.key.name!r}")
                     return False
                 self.hit(ask, ask.key, value, now)
                 return True
             if status == Status.NOT_FOUND and opcode in _GETS:
                 if opcode == Opcode.GETK and key != ask.key.name:
-                    self.wrong(f"crossed: a miss of {key!r} in answer to {ask.key.name!r}")
+                    self.wrong(f"crossed: a miss of {key[:60]!r} in answer to {ask.key.name!r}")
                     return False
                 self.load.misses += 1
                 return True
