@@ -14,7 +14,7 @@ from typing import NamedTuple
 import servers
 
 from torture.scorecard import Options, Row, problem_rows
-from torture.stage import ALL_KINDS, Vitals, staged
+from torture.stage import ALL_KINDS, Stage, Vitals, staged
 from torture.weather import play
 
 MINUTES = 10.0
@@ -59,8 +59,7 @@ def run(options: Options) -> list[Row]:
             load.add(ALL_KINDS, manners)
             weather = asyncio.run(play(stage, load, length, watch))
             left = vitals.left_at_rest()
-            # A connection to a server has buffers of its own, half a percent of all there is.
-            servers.wait_until(vitals.pools_are_whole, "the pools are whole", 30)
+            _renew_connections(stage, tunnel, vitals)
             rests.append(min(vitals.in_use() for _ in range(5)))
             found += problem_rows(f"soak, {tag.decode()}load", load)
         uncollectable = vitals.metrics("python_gc_objects_uncollectable_total")
@@ -68,6 +67,25 @@ def run(options: Options) -> list[Row]:
     faults = f"{sum(weather.happened.values())}, {load.refused:,} writes refused"
     rows = _figures(samples, rests, left, sum(uncollectable.values()), log, first, seconds)
     return [*found, *rows, Row(part="soak", name="faults of the late load", figure=faults)]
+
+
+def _renew_connections(stage: Stage, tunnel: servers.Tunnel, vitals: Vitals) -> None:
+    """Have connections to servers that carried nothing yet.
+
+    OpenSSL keeps for each what it once needed together, a percent of all there is in use.
+    """
+    servers.wait_until(vitals.pools_are_whole, "the pools are whole", 30)
+    there = tunnel.metric("memtunnel_upstream_connections_target")
+    made = tunnel.metric("memtunnel_upstream_connects_total", result="ok")
+    for server in range(len(stage.names)):
+        stage.relay.fault(server, "reset", 1.0)
+        stage.relay.fault(server, "none")
+
+    def are_new() -> bool:
+        now = tunnel.metric("memtunnel_upstream_connects_total", result="ok")
+        return now >= made + there and vitals.pools_are_whole()
+
+    servers.wait_until(are_new, "all connections are new", 30)
 
 
 def _figures(
