@@ -66,9 +66,10 @@ class Trial:
 
     def search(self, machine: str, runs: int) -> int | None:
         """The first of so many runs in which a test of random steps finds anything."""
-        plugin = ("-p", "seeded_bugs.no_shrinking", f"--hypothesis-profile={PROFILE}")
+        plugins = ("-p", "hypothesispytest", "-p", "seeded_bugs.no_shrinking")
+        profile = f"--hypothesis-profile={PROFILE}"
         for number in range(1, runs + 1):
-            verdict = self.run([machine], *plugin, f"--hypothesis-seed={number}")[machine]
+            verdict = self.run([machine], *plugins, profile, f"--hypothesis-seed={number}")[machine]
             assert verdict.word != "absent", verdict.words
             if verdict.word != "passed":
                 return number
@@ -86,6 +87,8 @@ class Trial:
         environ = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, path)),
+            # To load them takes longer than most of the tests.
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             # What Hypothesis learns of a bug is no use to the true package.
             "HYPOTHESIS_STORAGE_DIRECTORY": str(self._folder / "hypothesis"),
         }
