@@ -42,12 +42,20 @@ class Change:
 
 @dataclass(frozen=True)
 class Bug:
-    """`wrong` says what it does; all `tests` have to fail, by an assertion, where it is put in."""
+    """`wrong` says what it does; all `tests` have to fail, by an assertion, where it is put in.
+
+    One without changes is none, and its tests have to pass.
+    """
 
     name: str
     wrong: str
     tests: tuple[str, ...]
     changes: tuple[Change, ...]
+
+    @property
+    def expected(self) -> str:
+        """What has to come of its tests."""
+        return "failed" if self.changes else "passed"
 
     def put_into(self, package: Path) -> None:
         """Change the package in the folder `package`. Raises `Moved`."""
@@ -68,3 +76,10 @@ def _load() -> tuple[Bug, ...]:
 
 
 BUGS: Final = _load()
+#: The package as it is, with the tests of all bugs.
+NONE: Final = Bug(
+    "none",
+    "the package as it is",
+    tuple(dict.fromkeys(test for bug in BUGS for test in bug.tests)),
+    (),
+)
