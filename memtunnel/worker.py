@@ -121,6 +121,8 @@ class Worker:
         self.listeners: list[Listener] = []
         self._roots: list[bytes] | None = None
         self._context: SSL.Context | None = None
+        self._order: tuple[str, tuple[str, ...]] | None = None
+        """What the router was made of."""
         plan = self._plan(config, roots)
         cluster = Cluster((), plan.router, config.credentials)
         self.tunnel = Tunnel(
@@ -153,6 +155,9 @@ class Worker:
             # Else the one that there is: connections that were made with it will do.
             self._roots, self._context = trusted, make_context(roots)
         context = self._context
+        order = config.hashing, tuple(server.name for server in config.servers)
+        if order != self._order:
+            self._order, self._router = order, router(*order)
         return Plan(
             targets={
                 server.name: Target(
@@ -167,7 +172,7 @@ class Worker:
                 )
                 for server in config.servers
             },
-            router=router(config.hashing, [server.name for server in config.servers]),
+            router=self._router,
             pool_size=config.pool_size,
         )
 
@@ -261,10 +266,10 @@ class Worker:
             self._guard(listener.tick, now)
         self.tunnel.flush()
 
-    def _guard(self, look: Callable[[float], None], now: float) -> None:
+    def _guard(self, look: Callable[..., None], *now: float) -> None:
         """What one of many meets must not end the looking after all."""
         try:
-            look(now)
+            look(*now)
         except Exception:
             self._log.failure("while looking after connections")
 
@@ -277,6 +282,7 @@ class Worker:
         Of `config` this is for servers, trust, login, pools, deadlines and bounds: what it says of
         listeners and of who may be a client does not change while clients are there.
         """
+        plan = self._plan(config, roots)  # before anything changes: it may fail
         self._config = config
         self.status.reloaded = True
         self.tunnel.set_policy(policy(config))
@@ -286,7 +292,7 @@ class Worker:
         self.status.max_clients = max_clients
         self.logins.most = config.max_logins
         sessions = [client.session for one in self.listeners for client in one.clients]
-        self.logins.configure(config.credentials, self._plan(config, roots), sessions)
+        self.logins.configure(config.credentials, plan, sessions)
         self.tunnel.flush()
 
     def not_reloaded(self) -> None:
@@ -336,7 +342,7 @@ class Worker:
             self._ports.clear()
             for listener in self.listeners:
                 for client in list(listener.clients):
-                    client.finish()
+                    self._guard(client.finish)
             self.tunnel.flush()
         self._reactor.callLater(DRAIN_TICK, self._drain_step)
 

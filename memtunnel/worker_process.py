@@ -133,6 +133,7 @@ class WorkerProcess:
             worker.reload(settings.config, _roots(settings), settings.max_clients)
         except Exception as problem:
             # What it serves goes on, which it would not if the channel were gone.
+            worker.not_reloaded()
             self.channel.tell(Said(level="error", words=f"settings not reloaded: {problem!r}"))
         self._look_for_room()
 

@@ -17,7 +17,7 @@ from memtunnel.core.request import Request
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Policy, Tunnel
-from memtunnel.net.logins import IDLE, QUICK_TRIES, REMEMBERED, Login, Logins, Plan
+from memtunnel.net.logins import IDLE, QUICK_TRIES, REMEMBERED, TRY_INTERVAL, Login, Logins, Plan
 from memtunnel.net.pool import Pool
 from memtunnel.net.tls import Expectation, load_roots, make_context
 from memtunnel.net.turn import Turn
@@ -351,6 +351,51 @@ def test_a_new_login_gets_its_turn_among_guesses(make_bench: Any) -> None:
         assert cluster.verdict is Verdict.ACCEPTED
 
 
+def test_a_guess_whose_client_stays_is_dialled_no_more(make_bench: Any) -> None:
+    bench = make_bench(most=4)
+    clusters = []
+    for number in range(20):
+        bench.wrong.add(guess(number))
+        clusters.append(bench.log_in(guess(number)))
+        bench.pass_time(0.25)
+    bench.pass_time(60)
+    assert {cluster.verdict for cluster in clusters} == {Verdict.REFUSED}
+    dials = len(bench.network.dials)
+    bench.pass_time(120)
+    assert len(bench.network.dials) == dials
+    assert bench.all == [OWN]
+
+
+def test_a_login_whose_clients_come_and_go_keeps_its_turn_among_guesses(make_bench: Any) -> None:
+    bench = make_bench(most=4)
+    with guessing(bench, clients=20):
+        bench.pass_time(10)
+        for _ in range(40):
+            cluster = bench.log_in(RIGHT[0])
+            bench.pass_time(0.75)
+            cluster.clients -= 1
+            bench.pass_time(0.25)
+            if cluster.proven:
+                break
+        assert cluster.proven
+
+
+def test_no_more_are_in_use_than_there_may_be_whatever_was_refused(make_bench: Any) -> None:
+    bench = make_bench(most=2)
+    for number in range(12):
+        bench.wrong.add(guess(number))
+        if cluster := bench.logins.log_in(guess(number)):
+            cluster.clients += 1
+            bench.pass_time(0.25)
+            cluster.clients -= 1
+    for credentials in RIGHT:
+        if cluster := bench.logins.log_in(credentials):
+            cluster.clients += 1
+    bench.pass_time(30)
+    assert sum(login.cluster.proven for login in bench.logins) - 1 <= 2
+    assert len(bench.connected) <= 3
+
+
 def test_many_right_logins_at_once_are_tried_at_once(make_bench: Any) -> None:
     bench = make_bench(most=9)
     clusters = [bench.log_in(credentials) for credentials in RIGHT]
@@ -375,7 +420,7 @@ def test_guesses_of_clients_that_come_and_go_let_nobody_wait_for_long(make_bench
     assert right.verdict is Verdict.ACCEPTED
 
 
-def test_guesses_that_wait_and_whose_clients_left_are_forgotten_untried(make_bench: Any) -> None:
+def test_guesses_that_wait_and_whose_clients_left_are_soon_forgotten(make_bench: Any) -> None:
     bench = make_bench(most=4)
     with guessing(bench, clients=20) as guesses:
         bench.pass_time(10)
@@ -384,7 +429,7 @@ def test_guesses_that_wait_and_whose_clients_left_are_forgotten_untried(make_ben
         cluster.clients -= 1
     bench.pass_time(60)
     assert bench.all == [OWN]
-    assert len(bench.network.dials) - dials <= 2
+    assert len(bench.network.dials) - dials <= REMEMBERED / TRY_INTERVAL + 1
 
 
 def test_P2_a_server_that_is_back_is_dialled_when_its_former_connections_are_gone(

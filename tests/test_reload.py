@@ -242,6 +242,60 @@ def test_P2_what_was_asked_before_a_change_of_servers_fails_over_no_more() -> No
     settled(house)
 
 
+def test_where_no_server_changes_what_was_asked_before_fails_over_as_ever() -> None:
+    house = House(2, connections=0)
+    house.connect(0)
+    client = house.client()
+    key = house.key_on(1)
+    client.send(store(key, b"v", 1))
+    sessions = [client.session]
+    house.tunnel.cluster.reshape(house.servers, house.router, sessions, house.now)
+    for _ in range(FAILED_DIALS):
+        house.servers[1].dial_failed(house.now)
+    house.serve()
+    assert client.told == [(O.SET, 1, 0)]
+    settled(house)
+
+
+@pytest.mark.parametrize("reload", [True, False])
+def test_P2_a_read_that_is_to_find_out_about_a_stalled_server_waits_for_no_connection(
+    reload: bool,
+) -> None:
+    house = House(2, connections=2)
+    client = house.client()
+    stalled = house.servers[1]
+    key = house.key_on(1)
+    others = (get(house.key_on(1, number)) for number in range(TIMEOUTS_IN_A_ROW))
+    client.send(store(key, b"old", 0), *others)
+    for link in house.links:
+        link.pull()
+    house.pass_time(0.41)
+    assert stalled.refusing
+    lane = client.session._lanes[1]
+    assert lane is not None
+    assert lane.mux is not None
+    assert lane.in_flight == 1  # the write, whose answer is still to come
+    stalled.drain(lane.mux)
+    house.now += PROBE_INTERVAL
+    client.send(get(key, 1), store(key, b"later", 2))
+    for link in house.links:
+        if link.server is not stalled:
+            link.deliver(link.execute())
+    stalled.answered()
+    if reload:
+        change(house, house.servers[:1])
+    else:
+        for mux in list(stalled.connections):
+            stalled.drain(mux)
+        for _ in range(FAILED_DIALS):
+            stalled.dial_failed(house.now)
+    house.tunnel.flush()
+    for link in house.links:
+        if link.server is not stalled:
+            link.deliver(link.execute())
+    assert client.told[-2:] == [(O.GET, 1, Status.NOT_FOUND), (O.SET, 2, 0)]
+
+
 def test_without_failover_what_waited_goes_to_its_keys_server_or_to_none() -> None:
     house = House(3, connections=0, failover=False)
     house.connect(2)

@@ -122,7 +122,8 @@ class BinarySession(Session):
                     end = position
                     break
                 if self.pending is not None:
-                    self._hold(data[after:], now)
+                    if after < end:
+                        self._hold(data[after:], now)
                     position = end
                     break
                 position = start = after

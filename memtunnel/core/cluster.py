@@ -23,8 +23,8 @@ class Verdict(Enum):
     REFUSED = "refused"
 
 
-class Concerned(Protocol):
-    """Who wants to know what the servers say of a login."""
+class Waiting(Protocol):
+    """Who waits for what the servers say of a login."""
 
     def judged(self, right: bool, now: float) -> None:
         """The first verdict is known."""
@@ -56,7 +56,7 @@ class Cluster:
         self, servers: Sequence[Server], router: Router, credentials: Credentials | None = None
     ) -> None:
         self.servers: list[Server] = []
-        self.router = router
+        self.router = router  # before there are servers for it: `reshape` asks the former one
         self.credentials = self._wanted = credentials
         """The login that is in use."""
         self.changed = 0.0
@@ -65,7 +65,7 @@ class Cluster:
         self.verdict = Verdict.NONE
         self.proven = False
         """Whether a server has ever taken a login here."""
-        self.waiting: dict[Concerned, None] = {}
+        self.waiting: dict[Waiting, None] = {}
         """Who is told once the first verdict is known."""
         self.clients = 0
         """How many clients came with this login; not counted where none is needed."""
@@ -74,6 +74,7 @@ class Cluster:
         self, servers: Sequence[Server], router: Router, members: Iterable[Member], now: float
     ) -> None:
         """Have these servers from now on; `members` are all sessions with this login."""
+        same = router is self.router and list(servers) == self.servers
         gone = [server for server in self.servers if server not in servers]
         for server in gone:
             server.give_up_strays(self.router, now)
@@ -87,7 +88,8 @@ class Cluster:
         # What waits for one that is gone now finds the others.
         for server in gone:
             server.withdraw(now)
-        self.changed = now
+        if not same:
+            self.changed = now
 
     def want(self, credentials: Credentials | None) -> None:
         """Use another login, from when a server has taken it; at once where none has taken one."""

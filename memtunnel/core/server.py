@@ -107,15 +107,14 @@ class Server:
             self.connections.remove(mux)
 
     def give_up_strays(self, router: Router, now: float) -> None:
-        """Give up what waits here although others have been given what was asked later.
+        """Give up what waits here and is not its key's own server's by `router`.
 
-        That is what came from a server that was down, and is not its key's own by `router`; and,
-        where this one is stalled, what waits to find out whether it is back.
+        It came from one that was down, and that may have been given what was asked later.
         """
         for lane in list(self.queue):
             for request in list(lane.waiting):
                 assert request.frame is not None
-                if self.refusing or router.server_of(key_of(request.frame)) != self.index:
+                if router.server_of(key_of(request.frame)) != self.index:
                     lane.give_up(request)
                     if request.owner is not None:
                         request.owner.failed(request, Reason.NO_UPSTREAM, now)

@@ -128,12 +128,14 @@ class Session(Answers):
         self._forget(now)
 
     def _hold(self, data: bytes, now: float) -> None:
+        """Keep requests for another turn; a login that they wait for is not waited for any more
+        where there is no room for them.
+        """
         if not self.held:
             self._held_at = now
         self.held += data
         self.tunnel.budget.used += len(data)
         if self.pending is not None and self.tunnel.budget.exhausted:
-            # Then it does not wait for the servers' word on the login.
             self.failed(self.pending, Reason.OVERLOADED, now)
 
     def _take_held(self) -> bytes:
@@ -312,7 +314,10 @@ class Session(Answers):
     def unserved(self, request: Request, now: float) -> None:
         lane = request.lane
         assert lane is not None
-        if LOUD[request.opcode] in READS and lane.server.breaker.admits_probe(now):
+        reads = LOUD[request.opcode] in READS
+        if reads and lane.is_free and lane.server.breaker.admits_probe(now):
+            # At once, and never elsewhere: others are given what is asked later.
+            request.retried = True
             lane.send(request, now)
         elif not self.fail_over(request, now):
             self.failed(request, Reason.NO_UPSTREAM, now)

@@ -191,7 +191,9 @@ class Downstream(Protocol):
         """Take what had arrived when the tunnel stopped, as far as the session has room."""
         while self._rest > 0 and not self.session.paused:
             delivered = self.transport.deliver_now()
-            self._rest -= delivered or self._rest
+            if not delivered:
+                break
+            self._rest -= delivered
         if not self.session.paused:
             self.session.finish()
 

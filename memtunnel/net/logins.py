@@ -27,11 +27,10 @@ from memtunnel.wire.sasl import Credentials
 #: Seconds that an accepted login is kept which no client has, and any other one.
 IDLE: Final = 60.0
 REMEMBERED: Final = 5.0
-#: Seconds between the logins that are tried once so many were refused lately.
+#: Seconds between the logins that are tried once so many were refused lately. That is forgotten at
+#: the same pace: of the refused ones, one in each interval.
 TRY_INTERVAL: Final = 1.0
 QUICK_TRIES: Final = 8
-#: How many refused logins are counted at most; one is forgotten in each `TRY_INTERVAL`.
-COUNTED: Final = 16
 #: How many logins may wait to be tried.
 WAITING: Final = 64
 
@@ -56,15 +55,21 @@ class Login:
     """One login's cluster, with a pool for each of its servers."""
 
     def __init__(
-        self, credentials: Credentials | None, cluster: Cluster, plan: Plan, make_pool: MakePool
+        self,
+        credentials: Credentials | None,
+        cluster: Cluster,
+        plan: Plan,
+        make_pool: MakePool,
+        *,
+        waits: bool = False,
     ) -> None:
         self._make_pool = make_pool
         self.cluster = cluster
         self.pools: list[Pool] = []
         self.used = 0.0
         """When a client came with it, or had it, last."""
-        self.waits = False
-        """Whether it is yet to be tried."""
+        self.waits = waits
+        """Whether it is yet to be tried: it dials nothing until then."""
         self.configure(credentials, plan, (), (), 0.0)
 
     def configure(
@@ -89,11 +94,11 @@ class Login:
             mine = replace(target, credentials=credentials, only_trust=only_trust)
             pool = known.pop(name, None)
             if pool is None:
-                former = [one for one in retiring if one.serves(name, self.cluster)]
+                former = [one for one in retiring if one.serves(mine, self.cluster)]
                 pool = self._make_pool(name, mine, self.cluster, plan.pool_size, former)
             else:
                 pool.configure(mine, plan.pool_size)
-            pool.held = self.waits
+            pool.waits = self.waits
             pools.append(pool)
         self.pools = pools
         self.cluster.reshape([pool.server for pool in pools], plan.router, sessions, now)
@@ -106,11 +111,11 @@ class Login:
         for pool in self.pools:
             pool.fill()
 
-    def hold(self, waits: bool) -> None:
-        """Dial nothing for now, or dial."""
-        self.waits = waits
+    def begin(self) -> None:
+        """Wait no longer."""
+        self.waits = False
         for pool in self.pools:
-            pool.held = waits
+            pool.waits = False
             pool.fill()
 
     @property
@@ -169,13 +174,15 @@ class Logins:
         login = self._others.get(credentials)
         if login is None:
             refused = self._refused_lately(now)
-            if not self._has_room(refused):
+            if not self._may_wait(refused):
                 return None
             cluster = Cluster((), self._plan.router, credentials)
             cluster.waiting[self] = None
-            login = Login(credentials, cluster, self._plan, self._make_pool)
+            waits = refused >= QUICK_TRIES or self._full
+            login = Login(credentials, cluster, self._plan, self._make_pool, waits=waits)
             self._others[credentials] = login
-            login.hold(refused >= QUICK_TRIES)
+            if not waits:
+                login.fill()
             self._try_next(now)
         if not login.retired:
             login.used = now
@@ -183,14 +190,10 @@ class Logins:
 
     def judged(self, right: bool, now: float) -> None:
         """There is a first verdict on a login."""
-        if not right:
-            self._forgiven = now + min(self._refused_lately(now) + 1, COUNTED) * TRY_INTERVAL
-            return
-        proven = [one for one in self._others.values() if one.cluster.proven]
-        idle = [one for one in proven if not one.cluster.clients]
-        idle.sort(key=lambda one: one.used)
-        for one in idle[: max(0, len(proven) - self.most)]:
-            self._forget(one)
+        if right:
+            self._make_room()
+        else:
+            self._forgiven = now + (self._refused_lately(now) + 1) * TRY_INTERVAL
 
     def configure(
         self, credentials: Credentials | None, plan: Plan, sessions: Iterable[Session]
@@ -214,15 +217,16 @@ class Logins:
         """Retire the logins that no client has had for a while."""
         self._retiring = [pool for pool in self._retiring if pool.upstreams]
         for login in list(self._others.values()):
-            verdict = login.cluster.verdict
-            # Clients of a retired one are about to be told that it was refused.
-            if login.cluster.clients and not login.retired:
+            cluster = login.cluster
+            refused = cluster.verdict is Verdict.REFUSED
+            # One that was accepted once may be so again. Else its clients are about to be told.
+            if cluster.clients and (cluster.proven or not refused):
                 login.used = now
-            elif login.waits or now - login.used >= (
-                IDLE if verdict is Verdict.ACCEPTED else REMEMBERED
-            ):
+                continue
+            kept = IDLE if cluster.verdict is Verdict.ACCEPTED else REMEMBERED
+            if now - login.used >= kept:
                 self._forget(login)
-            elif verdict is Verdict.REFUSED:
+            elif refused:
                 self._retiring += login.retire()
         self._try_next(now)
 
@@ -231,12 +235,11 @@ class Logins:
         for pool in self.pools:
             pool.stop()
 
-    def _has_room(self, refused: int) -> bool:
-        """Whether one more login may be tried, where so many were refused lately.
+    def _may_wait(self, refused: int) -> bool:
+        """Whether one more login may come, where so many were refused lately.
 
-        As many of those without a verdict are taken for wrong ones too, or most where they wait:
-        right ones are not to be turned away because of them. Accepted ones that no client has make
-        room if this one is accepted.
+        As many of those that are there without a verdict may be wrong as well, and are to turn
+        away no right one.
         """
         clusters = [login.cluster for login in self._others.values()]
         used = sum(1 for one in clusters if one.proven and one.clients)
@@ -244,12 +247,31 @@ class Logins:
         wrong = refused if refused < QUICK_TRIES else WAITING
         return used < self.most and used + untried < self.most + wrong
 
+    @property
+    def _full(self) -> bool:
+        """Whether those in use, and those that are being tried, are as many as there may be."""
+        taken = sum(
+            1
+            for login in self._others.values()
+            if (login.cluster.proven and login.cluster.clients)
+            or (login.cluster.verdict is Verdict.NONE and not login.waits)
+        )
+        return taken >= self.most
+
+    def _make_room(self) -> None:
+        """Of accepted logins that no client has, retire those that are too many by now."""
+        proven = [one for one in self._others.values() if one.cluster.proven]
+        idle = [one for one in proven if not one.cluster.clients]
+        idle.sort(key=lambda one: one.used)
+        for one in idle[: max(0, len(proven) - self.most)]:
+            self._forget(one)
+
     def _try_next(self, now: float) -> None:
-        """Try the login that has waited longest, if it is time."""
+        """Try the login that has waited longest, if it is time and there is room."""
         waiting = next((login for login in self._others.values() if login.waits), None)
-        if waiting is not None and now >= self._next_try:
+        if waiting is not None and now >= self._next_try and not self._full:
             self._next_try = now + TRY_INTERVAL
-            waiting.hold(False)
+            waiting.begin()
 
     def _refused_lately(self, now: float) -> int:
         return max(0, ceil((self._forgiven - now) / TRY_INTERVAL))

@@ -75,7 +75,7 @@ class Pool:
         self._random = random
         self._log = log
         self._former = former
-        self.held = False
+        self.waits = False
         """Whether it is to dial nothing yet."""
         self._pacing = Pacing(random.uniform)
         self._redial: Any = None
@@ -122,9 +122,9 @@ class Pool:
         self._drain_surplus()
         self.fill()
 
-    def serves(self, name: str, cluster: Cluster) -> bool:
-        """Whether this is the pool of that server, with that login."""
-        return self.server.name == name and self._cluster is cluster
+    def serves(self, target: Target, cluster: Cluster) -> bool:
+        """Whether this is a pool of that server, whatever its name, with that login."""
+        return self.target.address == target.address and self._cluster is cluster
 
     def retire(self) -> None:
         """Dial no more, and close the connections as soon as nothing is in flight on them."""
@@ -136,7 +136,7 @@ class Pool:
     def fill(self) -> None:
         """Dial what is missing, as far as the pacing allows."""
         self._former = [pool for pool in self._former if pool.upstreams]
-        if self._stopped or self._former or self.held:
+        if self._stopped or self._former or self.waits:
             return
         now = self._reactor.seconds()
         fitting = self._fitting()

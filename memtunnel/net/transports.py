@@ -68,7 +68,7 @@ class SendAtOnce:
         return int.from_bytes(ioctl(self.socket, FIONREAD, bytes(4)), sys.byteorder)
 
     def deliver_now(self) -> int:
-        """Deliver some of that. Returns how many bytes; 0 where there are none, or no more."""
+        """Deliver some of that. Returns how many bytes; 0 for none now, or the stream's end."""
         try:
             data = self.socket.recv(READ)
         except OSError:
