@@ -77,14 +77,20 @@ class Options(usage.Options):
     longdesc = "Tools of their own: memtunnel check (try all servers), memtunnel ca FILE."
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """As Twisted does, with a suggestion for a flag that does not exist."""
+        """As Twisted does, but only whole names, with a suggestion where there is no such flag.
+
+        By its first letters --password-file would take a password.
+        """
+        known = {option.rstrip("=") for option in self.longOpt}
         try:
+            for option in options or ():
+                name = option.removeprefix("--").partition("=")[0]
+                if option.startswith("--") and name and name not in known:
+                    raise usage.UsageError(f"option --{name} not recognized")
             super().parseOptions(options)  # type: ignore[no-untyped-call]
         except usage.UsageError as error:
             wrong = re.match("option --([^ ]+) not recognized", str(error))
-            near = get_close_matches(wrong[1], [each.name for each in SETTINGS]) if wrong else []
-            hint = f": did you mean --{near[0]}?" if near else ""
-            raise usage.UsageError(f"{error}{hint}") from None
+            raise usage.UsageError(f"{error}{_instead_of(wrong[1]) if wrong else ''}") from None
 
     def parseArgs(self, *words: str) -> None:
         if words:
@@ -96,6 +102,16 @@ class Options(usage.Options):
         """Print the version and exit."""
         print(f"memtunnel {__version__}")
         raise SystemExit(0)
+
+
+def _instead_of(name: str) -> str:
+    """What may have been meant by a flag that does not exist."""
+    for setting in SETTINGS:
+        if setting.name == name:
+            return f": only the environment may hold it, as {setting.variable}"
+    flags = [setting.name for setting in SETTINGS if Source.FLAG in setting.sources]
+    near = get_close_matches(name, flags)
+    return f": did you mean --{near[0]}?" if near else ""
 
 
 def _collecting(setting: Setting) -> Callable[[Options, str], None]:

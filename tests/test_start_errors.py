@@ -177,6 +177,8 @@ def test_a_demo_with_a_server_is_refused(flags: list[str], tmp_path: Path) -> No
     ("argument", "words"),
     [
         ("--sever=x", "did you mean --server?"),
+        ("--request-timeo=1", "did you mean --request-timeout?"),
+        ("--password=x", "only the environment may hold it, as MEMTUNNEL_PASSWORD"),
         ("chekc", "a tool comes first: memtunnel check"),
         ("--demo=on", "--demo"),
     ],

@@ -69,7 +69,12 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=3, help="stories of failures that are told")
     options = parser.parse_args()
     first, _, stop = options.seeds.partition(":")
-    seeds = range(int(first), int(stop or int(first) + 1))
+    try:
+        seeds = range(int(first), int(stop or int(first) + 1))
+    except ValueError:
+        seeds = range(0)
+    if not seeds:
+        parser.error("--seeds is FIRST:STOP, with STOP above FIRST, or one number")
     if options.story:
         for seed in seeds:
             print(f"seed {seed}", *story(seed), sep="\n")
