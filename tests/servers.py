@@ -504,7 +504,7 @@ class Regulars:
         for thread in self._threads:
             thread.join(PATIENCE)
         problems = [f"{each.name}: {each.problem!r}" for each in self._threads if each.problem]
-        assert problems == []
+        assert not problems, problems
 
 
 @contextlib.contextmanager

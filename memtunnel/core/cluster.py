@@ -42,7 +42,6 @@ class Cluster:
 
     __slots__ = (
         "_wanted",
-        "changed",
         "clients",
         "credentials",
         "proven",
@@ -59,8 +58,6 @@ class Cluster:
         self.router = router  # before there are servers for it: `reshape` asks the former one
         self.credentials = self._wanted = credentials
         """The login that is in use."""
-        self.changed = 0.0
-        """When the servers changed last: what was asked before that moves no more."""
         self.reshape(servers, router, (), 0.0)
         self.verdict = Verdict.NONE
         self.proven = False
@@ -74,10 +71,10 @@ class Cluster:
         self, servers: Sequence[Server], router: Router, members: Iterable[Member], now: float
     ) -> None:
         """Have these servers from now on; `members` are all sessions with this login."""
-        same = router is self.router and list(servers) == self.servers
         gone = [server for server in self.servers if server not in servers]
-        for server in gone:
-            server.give_up_strays(self.router, now)
+        if router is not self.router or list(servers) != self.servers:
+            for server in self.servers:
+                server.give_up_strays(self.router, now)
         for index, server in enumerate(servers):
             server.index = index
             server.cluster = self
@@ -88,8 +85,6 @@ class Cluster:
         # What waits for one that is gone now finds the others.
         for server in gone:
             server.withdraw(now)
-        if not same:
-            self.changed = now
 
     def want(self, credentials: Credentials | None) -> None:
         """Use another login, from when a server has taken it; at once where none has taken one."""

@@ -107,7 +107,7 @@ class Server:
             self.connections.remove(mux)
 
     def give_up_strays(self, router: Router, now: float) -> None:
-        """Give up what waits here and is not its key's own server's by `router`.
+        """Give up what waits here and is not its key's own server's by `router`, now the former.
 
         It came from one that was down, and that may have been given what was asked later.
         """

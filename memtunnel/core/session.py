@@ -326,8 +326,8 @@ class Session(Answers):
         """Send a request to the server that serves its key meanwhile; False where none may.
 
         It moves only on in the order of its key, never back: a server before its own in that
-        order may have come back meanwhile, and have been given what was asked later. By an order
-        of other servers than those that it was sent by, that could be any.
+        order may have come back meanwhile, and have been given what was asked later. Nor is it
+        read again if its connection is lost: by then the servers may have another order.
         """
         lane = request.lane
         frame = request.frame
@@ -335,8 +335,6 @@ class Session(Answers):
         assert frame is not None
         if lane.server.cluster is not self.cluster:
             return False  # it was asked with another login
-        if request.arrived <= self.cluster.changed:
-            return False
         servers = self.cluster.servers
         order = self.cluster.router.order_of(key_of(frame))
         failover = self.tunnel.policy.failover
@@ -351,6 +349,7 @@ class Session(Answers):
         for index in order:
             if not servers[index].refusing:
                 lane.server.counts.failovers += 1
+                request.retried = True
                 request.lane = self._open_lane(index)
                 request.lane.send(request, now)
                 return True

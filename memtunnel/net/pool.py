@@ -75,6 +75,10 @@ class Pool:
         self._random = random
         self._log = log
         self._former = former
+        self._next: Pool | None = None
+        """The one that dials when the connections here are gone."""
+        for pool in former:
+            pool._next = self
         self.waits = False
         """Whether it is to dial nothing yet."""
         self._pacing = Pacing(random.uniform)
@@ -213,6 +217,8 @@ class Pool:
         if self._trusted:
             self._said = None
             self._pacing.not_before = now + LOOK
+        if self._next is not None:
+            self._next.fill()
         if lost in (Lost.RETIRED, Lost.SHUTDOWN):
             self._count(self._counts.disconnects, lost)
             return
