@@ -74,7 +74,7 @@ class Cluster:
         gone = [server for server in self.servers if server not in servers]
         if router is not self.router or list(servers) != self.servers:
             for server in self.servers:
-                server.give_up_strays(self.router, now)
+                server.fix_strays(self.router)
         for index, server in enumerate(servers):
             server.index = index
             server.cluster = self

@@ -62,6 +62,7 @@ class Request:
     __slots__ = (
         "answer",
         "arrived",
+        "fixed",
         "frame",
         "lane",
         "mux",
@@ -104,6 +105,8 @@ class Request:
         self.answer: bytes | None = None
         self.mux: Multiplexer | None = None
         self.retried = False
+        self.fixed = False
+        """Whether it moves to no other server any more, whatever becomes of this one."""
 
     def end_unowned(self) -> None:
         """Nobody waits for its outcome: the deadline need look at it no more.

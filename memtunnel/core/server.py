@@ -106,20 +106,17 @@ class Server:
         if mux in self.connections:
             self.connections.remove(mux)
 
-    def give_up_strays(self, router: Router, now: float) -> None:
-        """Give up what waits here and is not its key's own server's by `router`, now the former.
+    def fix_strays(self, router: Router) -> None:
+        """Let what waits here move no more if its key's own server is another by `router`.
 
-        It came from one that was down, and that may have been given what was asked later.
+        It came from one that was down, or stayed here when the servers changed before: that other
+        one may have been given what was asked later.
         """
-        for lane in list(self.queue):
-            for request in list(lane.waiting):
+        for lane in self.queue:
+            for request in lane.waiting:
                 assert request.frame is not None
                 if router.server_of(key_of(request.frame)) != self.index:
-                    lane.give_up(request)
-                    if request.owner is not None:
-                        request.owner.failed(request, Reason.NO_UPSTREAM, now)
-                    else:
-                        request.end_unowned()
+                    request.fixed = True
 
     def withdraw(self, now: float) -> None:
         """Take no requests any more: it is none of its cluster's servers now."""

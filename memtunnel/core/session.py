@@ -333,8 +333,8 @@ class Session(Answers):
         frame = request.frame
         assert lane is not None
         assert frame is not None
-        if lane.server.cluster is not self.cluster:
-            return False  # it was asked with another login
+        if request.fixed or lane.server.cluster is not self.cluster:
+            return False  # or it was asked with another login
         servers = self.cluster.servers
         order = self.cluster.router.order_of(key_of(frame))
         failover = self.tunnel.policy.failover
