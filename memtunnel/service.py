@@ -7,7 +7,6 @@ admin port, takes the signals, and lets one `Worker` serve, or several `Workers`
 from __future__ import annotations
 
 import os
-import re
 import resource
 import signal
 import sys
@@ -82,15 +81,11 @@ class Options(usage.Options):
         By its first letters --password-file would take a password.
         """
         known = {option.rstrip("=") for option in self.longOpt}
-        try:
-            for option in options or ():
-                name = option.removeprefix("--").partition("=")[0]
-                if option.startswith("--") and name and name not in known:
-                    raise usage.UsageError(f"option --{name} not recognized")
-            super().parseOptions(options)  # type: ignore[no-untyped-call]
-        except usage.UsageError as error:
-            wrong = re.match("option --([^ ]+) not recognized", str(error))
-            raise usage.UsageError(f"{error}{_instead_of(wrong[1]) if wrong else ''}") from None
+        for option in options or ():
+            name = option.removeprefix("--").partition("=")[0]
+            if option.startswith("--") and name and name not in known:
+                raise usage.UsageError(f"option --{name} not recognized{_instead_of(name)}")
+        super().parseOptions(options)  # type: ignore[no-untyped-call]
 
     def parseArgs(self, *words: str) -> None:
         if words:

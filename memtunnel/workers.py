@@ -61,8 +61,6 @@ FAREWELL: Final = 1.0
 AFTERMATH: Final = 10.0
 #: Seconds after which a worker is taken for one that works.
 SETTLED: Final = 10.0
-
-
 #: Variables that are for the tunnel itself: workers get the settings over their channel.
 _OURS: Final = ("MEMTUNNEL_", "MEMCACHIER_", "MEMCACHE_", "NOTIFY_SOCKET")
 
@@ -86,7 +84,7 @@ class Workers:
         self._set(config, roots, max_clients)
         self._reloaded = True
         # A worker is this very program, wherever it was found.
-        self._environ = {n: value for n, value in environ.items() if not n.startswith(_OURS)}
+        self._environ = {name: environ[name] for name in environ if not name.startswith(_OURS)}
         self._environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         self._log = Logger(namespace="memtunnel")
         self._began = reactor.seconds()

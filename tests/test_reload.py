@@ -258,7 +258,7 @@ def test_where_no_server_changes_what_was_asked_before_fails_over_as_ever() -> N
 
 
 @pytest.mark.parametrize("reload", [True, False])
-def test_P2_a_read_that_is_to_find_out_about_a_stalled_server_waits_for_no_connection(
+def test_P2_nor_does_one_that_waits_behind_a_write_whatever_becomes_of_the_server(
     reload: bool,
 ) -> None:
     house = House(2, connections=2)

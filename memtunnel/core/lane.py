@@ -30,15 +30,6 @@ class Lane:
         self.moving = False
         self.waiting: deque[Request] = deque()
 
-    @property
-    def is_free(self) -> bool:
-        """Whether a request would be sent at once."""
-        if self.waiting:
-            return False
-        if not self.in_flight:
-            return self.server.choose() is not None
-        return self.mux is not None and not self.mux.draining and not self.moving
-
     def send(self, request: Request, now: float) -> None:
         """Send a request, or keep it until it can be sent."""
         if self.waiting:

@@ -314,10 +314,8 @@ class Session(Answers):
     def unserved(self, request: Request, now: float) -> None:
         lane = request.lane
         assert lane is not None
-        reads = LOUD[request.opcode] in READS
-        if reads and lane.is_free and lane.server.breaker.admits_probe(now):
-            # At once, and never elsewhere: others are given what is asked later.
-            request.retried = True
+        if LOUD[request.opcode] in READS and lane.server.breaker.admits_probe(now):
+            request.fixed = True  # others are given what is asked later
             lane.send(request, now)
         elif not self.fail_over(request, now):
             self.failed(request, Reason.NO_UPSTREAM, now)

@@ -98,7 +98,6 @@ class Login:
                 pool = self._make_pool(name, mine, self.cluster, plan.pool_size, former)
             else:
                 pool.configure(mine, plan.pool_size)
-            pool.waits = self.waits
             pools.append(pool)
         self.pools = pools
         self.cluster.reshape([pool.server for pool in pools], plan.router, sessions, now)
@@ -107,16 +106,15 @@ class Login:
         return list(known.values())
 
     def fill(self) -> None:
-        """Dial what is missing."""
-        for pool in self.pools:
-            pool.fill()
+        """Dial what is missing, unless it waits."""
+        if not self.waits:
+            for pool in self.pools:
+                pool.fill()
 
     def begin(self) -> None:
         """Wait no longer."""
         self.waits = False
-        for pool in self.pools:
-            pool.waits = False
-            pool.fill()
+        self.fill()
 
     @property
     def retired(self) -> bool:
@@ -166,7 +164,8 @@ class Logins:
     @property
     def pools(self) -> list[Pool]:
         """All that have connections to be looked after."""
-        return [pool for login in self for pool in login.pools] + self._retiring
+        tried = [login for login in self if not login.waits]
+        return [pool for login in tried for pool in login.pools] + self._retiring
 
     def log_in(self, credentials: Credentials) -> Cluster | None:
         """The cluster of a client that comes with this login; None if there are too many."""
@@ -181,8 +180,7 @@ class Logins:
             waits = refused >= QUICK_TRIES or self._full
             login = Login(credentials, cluster, self._plan, self._make_pool, waits=waits)
             self._others[credentials] = login
-            if not waits:
-                login.fill()
+            login.fill()
             self._try_next(now)
         if not login.retired:
             login.used = now
@@ -241,22 +239,25 @@ class Logins:
         As many of those that are there without a verdict may be wrong as well, and are to turn
         away no right one.
         """
-        clusters = [login.cluster for login in self._others.values()]
-        used = sum(1 for one in clusters if one.proven and one.clients)
-        untried = sum(1 for one in clusters if one.verdict is Verdict.NONE)
         wrong = refused if refused < QUICK_TRIES else WAITING
-        return used < self.most and used + untried < self.most + wrong
+        used = self._used
+        return used < self.most and used + len(self._unjudged) < self.most + wrong
 
     @property
     def _full(self) -> bool:
         """Whether those in use, and those that are being tried, are as many as there may be."""
-        taken = sum(
-            1
-            for login in self._others.values()
-            if (login.cluster.proven and login.cluster.clients)
-            or (login.cluster.verdict is Verdict.NONE and not login.waits)
-        )
-        return taken >= self.most
+        tried = sum(1 for login in self._unjudged if not login.waits)
+        return self._used + tried >= self.most
+
+    @property
+    def _used(self) -> int:
+        """How many logins that were accepted have clients."""
+        clusters = [login.cluster for login in self._others.values()]
+        return sum(1 for cluster in clusters if cluster.proven and cluster.clients)
+
+    @property
+    def _unjudged(self) -> list[Login]:
+        return [one for one in self._others.values() if one.cluster.verdict is Verdict.NONE]
 
     def _make_room(self) -> None:
         """Of accepted logins that no client has, retire those that are too many by now."""

@@ -79,8 +79,6 @@ class Pool:
         """The one that dials when the connections here are gone."""
         for pool in former:
             pool._next = self
-        self.waits = False
-        """Whether it is to dial nothing yet."""
         self._pacing = Pacing(random.uniform)
         self._redial: Any = None
         self._stopped = False
@@ -111,7 +109,7 @@ class Pool:
         return self.count(State.WARM) > len(self._fitting())
 
     def configure(self, target: Target, size: int) -> None:
-        """Keep `size` connections to `target` from now on.
+        """Keep `size` connections to `target` from the next `fill` on.
 
         If those that are there will not do, they serve until one that does is warm.
         """
@@ -124,7 +122,6 @@ class Pool:
             self._trusted = False
             self._give_up_dials()
         self._drain_surplus()
-        self.fill()
 
     def serves(self, target: Target, cluster: Cluster) -> bool:
         """Whether this is a pool of that server, whatever its name, with that login."""
@@ -140,7 +137,7 @@ class Pool:
     def fill(self) -> None:
         """Dial what is missing, as far as the pacing allows."""
         self._former = [pool for pool in self._former if pool.upstreams]
-        if self._stopped or self._former or self.waits:
+        if self._stopped or self._former:
             return
         now = self._reactor.seconds()
         fitting = self._fitting()
