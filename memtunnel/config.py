@@ -68,6 +68,10 @@ class Config:
     allow_remote: bool
     credentials: Credentials | None
     metrics_token: Secret | None
+    slow_ms: float | None
+    slow_sample: int | None
+    log_format: Literal["text", "json"]
+    log_metrics: bool
     strip_touch_extras: bool
     exit_with_pid: int | None
     demo: bool
@@ -89,7 +93,7 @@ _ADD_ONS: Final = ("MEMCACHIER", "MEMCACHE")
 _LOGIN: Final = ("username", "password", "password-file")
 #: What is not followed when settings are read again: what is open, and who may be a client.
 FIXED: Final = ("listen", "metrics", "workers", "client-auth", "allow-remote", "exit-with-pid",
-                "demo")  # fmt: skip
+                "log-format", "demo")  # fmt: skip
 _LOGIN_FIRST: Final = "--client-auth required or passthrough"
 #: The server that metrics count under what the tunnel answers itself.
 _RESERVED: Final = "local"

@@ -27,8 +27,8 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
-def seconds(most: float) -> Callable[[str], float]:
-    """A time above 0."""
+def time_in(unit: str, most: float) -> Callable[[str], float]:
+    """A time above 0, in this unit."""
 
     def parse(text: str) -> float:
         # float() would take "nan", underscores and other scripts' digits.
@@ -36,7 +36,7 @@ def seconds(most: float) -> Callable[[str], float]:
             value = float(text)
             if 0 < value <= most:
                 return value
-        raise ValueError(f"seconds, above 0 and at most {most:g}, without a unit")
+        raise ValueError(f"{unit}, above 0 and at most {most:g}, without a unit")
 
     return parse
 
@@ -214,15 +214,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             sentence="Where /metrics, /healthz, /readyz and a status page are served.",
             caution="Beyond loopback only /healthz and /readyz are, unless there is a metrics"
             " token."),
-    Setting(name="request-timeout", parse=seconds(60), metavar="SECONDS", default="0.4",
+    Setting(name="request-timeout", parse=time_in("seconds", 60), metavar="SECONDS", default="0.4",
             sentence="How long a request may take, from its last byte to its answer, queueing"
             " included; large values get more.",
             caution="Clients give up from 0.5 s on, and some then give up the server for"
             " seconds."),
-    Setting(name="connect-timeout", parse=seconds(60), metavar="SECONDS", default="5",
+    Setting(name="connect-timeout", parse=time_in("seconds", 60), metavar="SECONDS", default="5",
             sentence="How long a connection to a server may take from dialling to warm.",
             caution="It covers name look-up, TCP, TLS, login and a first answer together."),
-    Setting(name="drain-timeout", parse=seconds(3600), metavar="SECONDS", default="5",
+    Setting(name="drain-timeout", parse=time_in("seconds", 3600), metavar="SECONDS", default="5",
             sentence="How long open clients are served on after SIGTERM.",
             caution="Keep it below the time after which the platform sends SIGKILL."),
     Setting(name="on-unavailable", parse=choice("miss", "error"), metavar="miss|error",
@@ -262,6 +262,19 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(name="metrics-token", parse=token, metavar="TOKEN", sources=(Source.VARIABLE,),
             sentence="The bearer token that /metrics and the status page ask for.",
             caution="It crosses the network in the clear."),
+    Setting(name="slow-ms", parse=time_in("milliseconds", 60_000), metavar="MS",
+            sentence="From how many milliseconds on a request is slow: it is kept for the status"
+            " page and STAT memtunnel slow, and logged, as failed ones are in any case.",
+            caution="Keys are shown as a salted hash; at most 10 lines a minute are logged."),
+    Setting(name="slow-sample", parse=whole(1, 1_000_000_000), metavar="N",
+            sentence="Keep one in so many requests there as well, whatever it took.",
+            caution="Samples are not logged; below some hundreds they cost time."),
+    Setting(name="log-format", parse=choice("text", "json"), metavar="text|json", default="text",
+            sentence="How the log's lines are written: for people, or an object each.",
+            caution="Where the log goes is for the options of twistd to say."),
+    Setting(name="log-metrics", parse=switch, default="off",
+            sentence="Log a line of figures each minute in l2met's form, for log drains.",
+            caution="Its source is $DYNO where that is set, else the host's name."),
     Setting(name="strip-touch-extras", parse=switch, default="off",
             sentence="Leave the flags out of answers to TOUCH, which libmemcached 1.0 stumbles"
             " over for 5 s.",

@@ -14,7 +14,8 @@ from memtunnel.net.downstream import Listener
 from memtunnel.net.logins import Logins
 from memtunnel.net.pool import Pool
 from memtunnel.net.upstream import State as UpstreamState
-from memtunnel.ops.metrics import ServerState, State
+from memtunnel.net.upstream import Upstream
+from memtunnel.ops.metrics import ConnectionState, ServerState, State
 from memtunnel.ops.totals import server_together
 
 _SHOWN = tuple(state for state in UpstreamState if state is not UpstreamState.LOST)
@@ -82,6 +83,7 @@ class Status:
         )
 
     def _server(self, pool: Pool) -> ServerState:
+        now = self._seconds()
         server = pool.server
         muxes = [upstream.mux for upstream in pool.upstreams]
         oldest = server.oldest()
@@ -94,7 +96,7 @@ class Status:
             in_flight=sum(mux.in_flight for mux in muxes),
             queued=server.queued,
             tombstones=sum(mux.tombstones for mux in muxes),
-            queue_oldest_seconds=0.0 if oldest is None else self._seconds() - oldest,
+            queue_oldest_seconds=0.0 if oldest is None else now - oldest,
             breaker_open=server.refusing,
             verify=self.verify,
             tls=None if warm is None else (warm.tls_version, warm.tls_cipher),
@@ -102,7 +104,21 @@ class Status:
                 None if certificate is None else certificate.not_valid_after_utc.timestamp()
             ),
             last_lost=pool.last_lost,
+            last_lost_age=now - pool.last_lost_at if pool.last_lost else None,
+            address=server.address,
+            pool=tuple(_connection(upstream, now) for upstream in pool.upstreams),
         )
+
+
+def _connection(upstream: Upstream, now: float) -> ConnectionState:
+    mux = upstream.mux
+    return ConnectionState(
+        number=mux.number,
+        state=str(upstream.state),
+        age=now - upstream.began,
+        in_flight=mux.in_flight,
+        round_trip=mux.round_trip or None,
+    )
 
 
 def describe(state: State) -> Iterator[tuple[str, str]]:

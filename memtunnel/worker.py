@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import platform
 from collections.abc import Callable, Sequence
+from math import inf
 from random import SystemRandom
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ from memtunnel.net.transports import Resolver, SendAtOnceReactor
 from memtunnel.net.turn import Turn
 from memtunnel.net.upstream import Target
 from memtunnel.ops.metrics import Metrics
+from memtunnel.ops.slowlog import Entry, SlowLog
 from memtunnel.status import Status, describe
 
 #: Seconds between two looks at the deadlines while requests are in flight: an answer that
@@ -73,6 +75,8 @@ def policy(config: Config) -> Policy:
         max_value_size=config.max_value_size,
         strip_touch_extras=config.strip_touch_extras,
         request_timeout=config.request_timeout,
+        slow=inf if config.slow_ms is None else config.slow_ms / 1000,
+        sample=config.slow_sample or 0,
     )
 
 
@@ -117,6 +121,7 @@ class Worker:
         self._close_at = 0.0
         """When clients are closed, or given up if they are being closed."""
         self.metrics = new_metrics(reactor)
+        self.slow = SlowLog(self._say_slow)
         self.budget = Budget(config.max_buffer)
         self.listeners: list[Listener] = []
         self._roots: list[bytes] | None = None
@@ -133,6 +138,7 @@ class Worker:
             self._sweep_later,
             lambda: describe(self.status.state()),
             lambda login: self.logins.log_in(login),
+            self.slow.note,
         )
         self.logins = Logins(
             config.credentials, cluster, plan, self._pool, config.max_logins, reactor.seconds
@@ -272,6 +278,12 @@ class Worker:
             look(*now)
         except Exception:
             self._log.failure("while looking after connections")
+
+    def _say_slow(self, entry: Entry, unsaid: int) -> None:
+        more = f"; {unsaid} more were not logged" if unsaid else ""
+        fields = entry._asdict()
+        del fields["settled"], fields["worker"]
+        self._log.warn("{server}: {words}{more}", words=str(entry), more=more, **fields)
 
     def _warn(self, words: str) -> None:
         self._log.warn("{words}", words=words)

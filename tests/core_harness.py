@@ -9,13 +9,14 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from memtunnel.core.binary_session import BinarySession
 from memtunnel.core.budget import Budget
 from memtunnel.core.cluster import Cluster
 from memtunnel.core.mux import Multiplexer
-from memtunnel.core.outcomes import STATUS_WORDS, Distrust
+from memtunnel.core.outcomes import STATUS_WORDS, Distrust, Notable
+from memtunnel.core.request import Request
 from memtunnel.core.routing import router
 from memtunnel.core.server import Server
 from memtunnel.core.session import Session
@@ -230,6 +231,17 @@ class ListenerCounts:
     protocol_errors: dict[str, int] = field(default_factory=dict)
 
 
+class Noted(NamedTuple):
+    """What `Tunnel` tells of a request that is worth to be seen."""
+
+    request: Request
+    why: Notable
+    status: int
+    received: float
+    now: float
+    size: int
+
+
 # Who takes part
 
 
@@ -311,7 +323,8 @@ class Link:
         self.house = house
         self.server = server
         self.store = store
-        self.mux = Multiplexer(first_opaque, lambda: None, house.policy.max_value_size)
+        number = len(house.links) + 1
+        self.mux = Multiplexer(first_opaque, lambda: None, house.policy.max_value_size, number)
         self.asked: deque[Frame] = deque()
         """Requests that reached the server, which it has not carried out."""
         self.distrust: Distrust | None = None
@@ -381,6 +394,7 @@ class House:
         self.budget = Budget(limit)
         self.counts = AllCounts()
         self.listener = ListenerCounts()
+        self.noted: list[Noted] = []
         self.wakes = 0
         names = [f"server{index}" for index in range(servers)]
         self.router = router("modula", names)
@@ -396,6 +410,7 @@ class House:
             self.counts,
             self._wake,
             lambda: statistics,
+            note=lambda *what: self.noted.append(Noted(*what)),
         )
         self.links: list[Link] = []
         self._next_opaque = 0xFFFFFFF0

@@ -22,6 +22,7 @@ from memtunnel.wire.binary import (
     Opcode,
     Status,
     answer,
+    key_of,
     split,
 )
 
@@ -108,12 +109,20 @@ def test_p1_an_opaque_in_flight_is_not_given_again_after_the_wrap(owner: Recorde
 
 
 @pytest.mark.parametrize("opcode", FORWARDED, ids=lambda opcode: opcode.name)
-def test_the_frame_of_a_write_is_forgotten_once_written(owner: Recorder, opcode: Opcode) -> None:
+def test_of_a_long_frame_only_the_key_is_kept_once_written(owner: Recorder, opcode: Opcode) -> None:
     peer = Peer()
-    sent = ask(owner, opcode)
+    rule = RULES[LOUD[opcode]]
+    assert rule is not None
+    value = bytes(1000) if rule.value else b""
+    sent = ask(owner, opcode, b"kkkk", value=value)
     peer.mux.send(sent)
+    whole = sent.frame
     peer.read()
-    assert (sent.frame is not None) == (LOUD[opcode] in GETS)
+    assert whole is not None
+    assert sent.frame is not None
+    assert key_of(sent.frame) == key_of(whole)
+    assert len(sent.frame) <= 24 + 20 + 250
+    assert sent.frame == whole or value
 
 
 # --- matching

@@ -143,7 +143,6 @@ class Answers:
         request.answer = frame
         if self.gone:
             return
-        request.frame = None
         request.status = status
         request.received = now
         self._stored += len(frame)
@@ -157,10 +156,9 @@ class Answers:
         """Too much waits for earlier answers: a hit becomes a miss."""
         if LOUD[request.opcode] not in GETS or request.status != HIT:
             return
-        hit = request.frame = request.answer
+        hit = request.answer
         assert hit is not None
         reply = self._degraded(request)
-        request.frame = None
         saved = len(hit) - len(reply)
         self._stored -= saved
         self.tunnel.budget.used -= saved
@@ -176,6 +174,8 @@ class Answers:
         while owed and (frame := owed[0].answer) is not None:
             request = owed.popleft()
             self.owed_bytes -= request.size
+            if request.status != _COUNTED:
+                tunnel.settled(request, request.status, request.received, now, len(frame))
             if frame:
                 if not out:
                     tunnel.ready.append(self)
@@ -183,18 +183,6 @@ class Answers:
                 self._stored -= len(frame)
                 tunnel.budget.used -= len(frame)
                 request.answer = b""
-            if request.status == _COUNTED:
-                continue
-            lane = request.lane
-            counts = tunnel.counts.local if lane is None else lane.server.counts
-            counts.answered(
-                LOUD[request.opcode],
-                request.status,
-                request.arrived,
-                request.sent,
-                request.received,
-                now,
-            )
         if not out:
             # Silence is progress too: the client may be closed, or be read from again.
             tunnel.ready.append(self)

@@ -333,15 +333,23 @@ class BinarySession(Session):
         owed = self._owed
         alike = requests[0]
         number = len(requests)
-        if self.choked or owed[0] is not alike or (number > 1 and any(map(is_not, owed, requests))):
+        tunnel = self.tunnel
+        if (
+            self.choked
+            or owed[0] is not alike
+            or now - alike.arrived >= tunnel.slow
+            or tunnel.until_sample <= number
+            or (number > 1 and any(map(is_not, owed, requests)))
+        ):
             one_by_one(self.answered, requests, data, start, now)
             return
+        tunnel.until_sample -= number
         lane = alike.lane
         assert lane is not None
         counts = lane.server.counts
         out = self.out
         if not out:
-            self.tunnel.ready.append(self)
+            tunnel.ready.append(self)
         out.append(data[start:stop])
         if number == 1:
             owed.popleft()

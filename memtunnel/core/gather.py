@@ -96,9 +96,8 @@ class Gather:
 
     def _settled(self, request: Request, status: int, now: float) -> None:
         request.answer = b""
-        lane = request.lane
-        assert lane is not None
-        lane.server.counts.answered(request.opcode, status, request.arrived, request.sent, now, now)
+        size = self._kept[self._places[request]]
+        self._session.tunnel.settled(request, status, now, now, size)
         self._left -= 1
         if not self._left:
             self._session.tunnel.budget.release(self._reserved)

@@ -42,8 +42,8 @@ _STAT: Final = int(Opcode.STAT)
 _AUTH_FAILED: Final = int(Status.AUTH_FAILED)
 #: Commands that any login may use: told 0x20, the connection is no longer logged in.
 _LOGIN_PROOF: Final = GETS | {Opcode.NOOP}
-#: By opcode: whether its frame is kept once it is written, to be sent again or for its key.
-_KEPT: Final = tuple(LOUD[opcode] in GETS for opcode in range(256))
+#: So much of a frame is kept once it is written, for its key: all of it if it reads.
+_HEAD: Final = HEADER_LENGTH + 20 + MAX_KEY_LENGTH
 
 
 def _plain_bodies(max_value: int) -> tuple[int, ...]:
@@ -63,7 +63,8 @@ class Multiplexer:
 
     `first_opaque` should be random, so that the answers of another connection do not match by
     chance. `wake` is called when there is something to write and there was nothing before.
-    `max_value` is the longest value in bytes that is passed on.
+    `max_value` is the longest value in bytes that is passed on. `number` is the connection's, for
+    people.
     """
 
     __slots__ = (
@@ -78,10 +79,15 @@ class Multiplexer:
         "_wake",
         "draining",
         "load",
+        "number",
+        "round_trip",
         "unsent_bytes",
     )
 
-    def __init__(self, first_opaque: int, wake: Callable[[], None], max_value: int) -> None:
+    def __init__(
+        self, first_opaque: int, wake: Callable[[], None], max_value: int, number: int = 0
+    ) -> None:
+        self.number = number
         self._next = first_opaque & _MASK
         self._wake = wake
         self._max_value = max_value
@@ -96,6 +102,8 @@ class Multiplexer:
         """No new requests: it is closed once nothing is in flight."""
         self.load = 0
         """Requests that it carries, tombstones included; kept, since every request asks."""
+        self.round_trip = 0.0
+        """Seconds from the request that was answered last to its answer; 0 before the first."""
 
     @property
     def in_flight(self) -> int:
@@ -157,8 +165,8 @@ class Multiplexer:
             written += frame
             put_number(written, len(written) - len(frame) + 12, opaque)
             opaque = (opaque + 1) & _MASK
-            if not _KEPT[request.opcode]:
-                request.frame = None
+            if len(frame) > _HEAD:
+                request.frame = frame[:_HEAD]
         self._next = opaque
         return bytes(written)
 
@@ -213,6 +221,7 @@ class Multiplexer:
                     owner.growing(request, body)
                 self._needed = stop - position
                 break
+            self.round_trip = now - request.sent
             if opcode != _STAT or not body or status:
                 del entries[opaque]
                 self.load -= 1
@@ -291,6 +300,7 @@ class Multiplexer:
         self, owner: Owner, run: list[Request], data: bytearray, start: int, stop: int, now: float
     ) -> None:
         lane = run[0].lane
+        self.round_trip = now - run[0].sent
         self.load -= len(run)
         if lane is not None:
             lane.in_flight -= len(run)
@@ -306,6 +316,7 @@ class Multiplexer:
         """
         lane = request.lane
         request.mux = None
+        request.connection = self.number
         if not request.sent:
             self.load -= 1
             self.unsent_bytes -= request.size
@@ -332,6 +343,7 @@ class Multiplexer:
         self.load = 0
         for request in written:
             request.mux = None
+            request.connection = self.number
         for request in unsent:
             request.mux = None
         return written, unsent

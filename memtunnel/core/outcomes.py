@@ -82,6 +82,16 @@ def status_index(status: int) -> int:
     return _WORD_OF.get(status, _ERROR)
 
 
+class Notable(StrEnum):
+    """Why a request is noted by itself, beside being counted."""
+
+    FAILED = "failed"
+    """It got a degraded reply."""
+    SLOW = "slow"
+    SAMPLE = "sample"
+    """It is one in so many."""
+
+
 class LoginResult(StrEnum):
     """What came of a client's login."""
 

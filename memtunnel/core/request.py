@@ -52,9 +52,9 @@ class Request:
     """A request frame on its way.
 
     `opcode` and `opaque` (four bytes) are its owner's; `frame` is what goes upstream, in the
-    loud form, kept only as long as it may have to be sent (again). `size` is its length in
-    bytes, and that of its answer once that is coming. Times are seconds of the monotonic
-    clock; `sent` is 0 until the frame was handed to a transport.
+    loud form; once that is written only what has its key is kept, which is all of what reads.
+    `size` is its length in bytes, and that of its answer once that is coming. Times are seconds of
+    the monotonic clock; `sent` is 0 until the frame was handed to a transport.
     """
 
     # A plain class, not a dataclass: one is made for every frame (0.19 µs), and some of its slots
@@ -62,6 +62,7 @@ class Request:
     __slots__ = (
         "answer",
         "arrived",
+        "connection",
         "fixed",
         "frame",
         "lane",
@@ -77,6 +78,8 @@ class Request:
         "status",
     )
 
+    connection: int
+    """The number of the connection that it was written to; set when that is over."""
     reply: Reply
     """How its outcome is told; set only by who does not pass on frames."""
     received: float

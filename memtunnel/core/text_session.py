@@ -410,12 +410,16 @@ class TextSession(Session):
         self, requests: list[Request], data: bytearray, start: int, stop: int, now: float
     ) -> None:
         owed = self._owed
-        if self.choked:
+        tunnel = self.tunnel
+        number = len(requests)
+        slow = now - requests[0].arrived >= tunnel.slow
+        if self.choked or slow or tunnel.until_sample <= number:
             one_by_one(self.answered, requests, data, start, now)
             return
+        tunnel.until_sample -= number
         out = self.out
         if not out:
-            self.tunnel.ready.append(self)
+            tunnel.ready.append(self)
         for request in requests:
             stop = start + HEADER_LENGTH + unpack_length(data, start)[0]
             if owed[0] is request:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Final, Protocol
 
 from memtunnel.core.budget import Budget
 from memtunnel.core.cluster import Cluster
 from memtunnel.core.deadlines import Deadlines
-from memtunnel.core.outcomes import Reason
+from memtunnel.core.outcomes import REASON_STATUS, STATUS_WORDS, Notable, Reason
 from memtunnel.core.request import Request
 from memtunnel.core.server import ServerCounts
-from memtunnel.wire.binary import BODYLESS, Opcode
+from memtunnel.wire.binary import BODYLESS, LOUD, Opcode
 from memtunnel.wire.sasl import Credentials
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 #: What VERSION says before a server has said its own.
 FIRST_VERSION: Final = b"1.6.0"
+#: A request, why it is noted, its status, when its answer was parsed and handed over, its bytes.
+Note = Callable[[Request, Notable, int, float, float, int], None]
+#: Never, as a number of requests.
+_NEVER: Final = 1 << 60
+#: By index in `STATUS_WORDS`: whether the reply was a degraded one.
+_FAILED: Final = tuple([index in REASON_STATUS.values() for index in range(len(STATUS_WORDS))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +41,10 @@ class Policy:
     max_value_size: int = 1024 * 1024
     strip_touch_extras: bool = False
     request_timeout: float = 0.4
+    slow: float = inf
+    """Seconds from which on a request is noted as slow."""
+    sample: int = 0
+    """One in so many requests to servers is noted, whatever it took; 0 for none."""
 
 
 class TunnelCounts(Protocol):
@@ -53,7 +64,8 @@ class Tunnel:
     `cluster` is that of clients without a login of their own, or with the configured one.
     `wake` is called when `sweep` has something to watch and had nothing before. `describe`
     returns the names and values of ``STAT memtunnel``; `log_in` the cluster of a client's own
-    login, or None where there are too many.
+    login, or None where there are too many. `note` is told of settled requests that are worth to
+    be seen: why, status and times as in `ServerCounts.answered`, and the bytes of the answer.
     """
 
     __slots__ = (
@@ -64,8 +76,11 @@ class Tunnel:
         "deadlines",
         "describe",
         "log_in",
+        "note",
         "policy",
         "ready",
+        "slow",
+        "until_sample",
         "version",
     )
 
@@ -78,12 +93,14 @@ class Tunnel:
         wake: Callable[[], None],
         describe: Callable[[], Iterable[tuple[str, str]]] = tuple,
         log_in: Callable[[Credentials], Cluster | None] = lambda login: None,
+        note: Note = lambda *what: None,
     ) -> None:
         self.cluster = cluster
         self.budget = budget
         self.counts = counts
         self.describe = describe
         self.log_in = log_in
+        self.note = note
         self.deadlines = Deadlines(policy.request_timeout, self._expire, wake)
         self.version = FIRST_VERSION
         self.ready: list[Answers] = []
@@ -93,6 +110,9 @@ class Tunnel:
     def set_policy(self, policy: Policy) -> None:
         """Follow other settings from now on."""
         self.policy = policy
+        self.slow = policy.slow
+        self.until_sample = policy.sample or _NEVER
+        """Requests to servers that are not noted before the next one that is."""
         self.deadlines.timeout = policy.request_timeout
         self.bodyless = BODYLESS | {Opcode.TOUCH} if policy.strip_touch_extras else BODYLESS
         """Loud opcodes whose success is passed on without a body."""
@@ -103,6 +123,35 @@ class Tunnel:
             ready, self.ready = self.ready, []
             for session in ready:
                 session.flush()
+
+    def settled(
+        self, request: Request, status: int, received: float, now: float, size: int
+    ) -> None:
+        """Count a request, and note it if it is worth it.
+
+        `status` and times are those of `ServerCounts.answered`, `size` is that of its answer.
+        """
+        lane = request.lane
+        opcode = LOUD[request.opcode]
+        arrived = request.arrived
+        if lane is None:
+            self.counts.local.answered(opcode, status, arrived, request.sent, received, now)
+            if not _FAILED[status]:
+                return  # it only waited for others, which are seen themselves
+        else:
+            lane.server.counts.answered(opcode, status, arrived, request.sent, received, now)
+            self.until_sample -= 1
+        if _FAILED[status]:
+            why = Notable.FAILED
+        elif now - arrived >= self.slow:
+            why = Notable.SLOW
+        elif self.until_sample <= 0:
+            why = Notable.SAMPLE
+        else:
+            return
+        if self.until_sample <= 0:
+            self.until_sample = self.policy.sample
+        self.note(request, why, status, received, now, size)
 
     def sweep(self, now: float) -> bool:
         """Settle what is past its deadline. Returns whether there is more to watch."""

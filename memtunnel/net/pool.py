@@ -35,6 +35,7 @@ REMINDER: Final = 60.0
 class PoolCounts(Observer, Protocol):
     """What is counted for a pool; `ops.metrics` has the real one."""
 
+    dialled: int
     connects: dict[str, int]
     disconnects: dict[str, int]
     desync: dict[str, int]
@@ -93,6 +94,7 @@ class Pool:
         """All connections that are not lost, the oldest first."""
         self.last_lost = ""
         """Why the last connection was lost or not made, for the status."""
+        self.last_lost_at = 0.0
 
     def count(self, *states: State) -> int:
         """How many connections are in one of these states."""
@@ -220,6 +222,7 @@ class Pool:
             self._count(self._counts.disconnects, lost)
             return
         self.last_lost = str(lost)
+        self.last_lost_at = now
         if kind:
             self._count(self._counts.desync, kind)
         if upstream.was_warm:
@@ -238,6 +241,7 @@ class Pool:
         self.fill()
 
     def _dial(self) -> None:
+        self._counts.dialled += 1
         upstream = Upstream(
             self.target,
             self.server,
@@ -247,6 +251,7 @@ class Pool:
             self._reactor,
             self._turn,
             self._random.getrandbits(32),
+            self._counts.dialled,
         )
         self.upstreams[upstream] = None
         upstream.dial()
@@ -269,10 +274,11 @@ class Pool:
                 return
         what = "connection lost" if upstream.was_warm else "no connection"
         self._log.warn(
-            "{server}: {what}: {lost}{words} ({warm} of {size} warm)",
+            "{server}: {what}: {reason}{words} ({warm} of {size} warm)",
             server=self.server.name,
+            connection=upstream.mux.number,
             what=what,
-            lost=str(lost),
+            reason=str(lost),
             words=f" ({words})" if words else "",
             warm=self.count(State.WARM),
             size=self.size,

@@ -116,7 +116,7 @@ class Target:
 
 @implementer(IHandshakeListener, IPushProducer)
 class Upstream(Protocol):
-    """`reactor` sends at once; `first_opaque` is random."""
+    """`reactor` sends at once; `first_opaque` is random; `number` is for people."""
 
     transport: Any
 
@@ -130,6 +130,7 @@ class Upstream(Protocol):
         reactor: Any,
         turn: Turn,
         first_opaque: int,
+        number: int = 0,
     ) -> None:
         self.target = target
         self._server = server
@@ -138,7 +139,9 @@ class Upstream(Protocol):
         self._observer = observer
         self._reactor = reactor
         self._seconds: Callable[[], float] = reactor.seconds
-        self.mux = Multiplexer(first_opaque, lambda: turn.at_end(self.flush), target.max_value_size)
+        self.mux = Multiplexer(
+            first_opaque, lambda: turn.at_end(self.flush), target.max_value_size, number
+        )
         self._handshake = target.expectation.handshake()
         self._attempt: Deferred[Any] | None = None
         self._deadline: Any = None

@@ -104,6 +104,7 @@ class ServerMetrics:
         "connect_duration",
         "connects",
         "desync",
+        "dialled",
         "disconnects",
         "failovers",
         "flaps",
@@ -121,6 +122,8 @@ class ServerMetrics:
         self.upstream_duration = Histogram()
         self.queue_duration = Histogram()
         self.connect_duration = {phase: Histogram(CONNECT_BOUNDS) for phase in PHASES}
+        self.dialled = 0
+        """Connections that were begun, which gives each a number."""
         self.connects: dict[str, int] = {}
         self.disconnects: dict[str, int] = {}
         self.desync: dict[str, int] = {}
@@ -205,6 +208,20 @@ class ListenerMetrics:
         self.logins: dict[str, int] = {}
 
 
+class ConnectionState(NamedTuple):
+    """A connection to a server at the time of a scrape. Times are seconds."""
+
+    number: int
+    """Counts the connections that this worker ever dialled to the server."""
+    state: str
+    age: float
+    """Since it was dialled."""
+    in_flight: int
+    round_trip: float | None
+    """Of the request that was answered last; None before there was one."""
+    worker: str = ""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerState:
     """A server at the time of a scrape."""
@@ -227,6 +244,12 @@ class ServerState:
     """Seconds since the epoch, once it is known."""
     last_lost: str = ""
     """Why a connection was lost, or not made, most recently."""
+    last_lost_age: float | None = None
+    """Seconds since then."""
+    address: str = ""
+    """Where it is dialled."""
+    pool: tuple[ConnectionState, ...] = ()
+    """Its connections one by one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from memtunnel.ops.metrics import (
@@ -103,7 +104,13 @@ def together(workers: Mapping[str, State], wanted: int, *, draining: bool) -> St
         config_last_reload_successful=all(state.config_last_reload_successful for state in states),
         servers={
             # While settings change, some may have a server already that others do not have.
-            name: server_together([s.servers[name] for s in states if name in s.servers])
+            name: server_together(
+                [
+                    _of_worker(number, state.servers[name])
+                    for number, state in workers.items()
+                    if name in state.servers
+                ]
+            )
             for name in names
         },
         clients=sum(state.clients for state in states),
@@ -111,11 +118,20 @@ def together(workers: Mapping[str, State], wanted: int, *, draining: bool) -> St
     )
 
 
+def _of_worker(number: str, state: ServerState) -> ServerState:
+    return replace(state, pool=tuple(one._replace(worker=number) for one in state.pool))
+
+
 def server_together(states: Sequence[ServerState], *, best: bool = False) -> ServerState:
     """The state of a server that several have to do with; the worst of it, or the `best`."""
     connections: Counter[str] = Counter()
     for state in states:
         connections.update(state.connections)
+    lost = min(
+        (state for state in states if state.last_lost_age is not None),
+        key=lambda state: state.last_lost_age or 0.0,
+        default=states[0],
+    )
     dates = [date for state in states if (date := state.certificate_not_after) is not None]
     return ServerState(
         up=(any if best else all)(state.up for state in states),
@@ -129,5 +145,8 @@ def server_together(states: Sequence[ServerState], *, best: bool = False) -> Ser
         verify=states[0].verify,
         tls=next((state.tls for state in states if state.tls is not None), None),
         certificate_not_after=min(dates, default=None),
-        last_lost=next((state.last_lost for state in states if state.last_lost), ""),
+        last_lost=lost.last_lost,
+        last_lost_age=lost.last_lost_age,
+        address=states[0].address,
+        pool=tuple(one for state in states for one in state.pool),
     )

@@ -1,0 +1,156 @@
+"""The requests that were slow or failed last, and samples of all others, one by one.
+
+What is kept of a request says where its time went, and to which key it belongs only by a short
+salted hash: equal for equal keys as long as the tunnel runs, and of no use to anybody after that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from operator import attrgetter
+from typing import Final, NamedTuple
+
+from memtunnel.core.outcomes import STATUS_WORDS, Notable
+from memtunnel.core.request import Request
+from memtunnel.ops.metrics import COMMANDS, LOCAL
+from memtunnel.wire.binary import GETS, LOUD, key_of
+
+#: Slow and failed requests that are kept, and samples.
+KEPT: Final = 100
+KEPT_SAMPLES: Final = 50
+#: Requests that are noted a second: in an outage all fail, and the last moment of it is no more
+#: worth to be seen than its beginning.
+A_SECOND: Final = 50
+#: Lines that may be logged within so many seconds.
+LINES: Final = 10
+LINES_SECONDS: Final = 60.0
+SALT_LENGTH: Final = 16
+
+
+class Entry(NamedTuple):
+    """One request. Times are seconds; `settled` is one of the monotonic clock."""
+
+    settled: float
+    command: str
+    status: str
+    why: str
+    """A word of `Notable`."""
+    server: str
+    connection: int | None
+    """The number of the connection that it was sent on; None for none."""
+    total: float
+    queue: float
+    """Waiting in the tunnel until it was written, or to the end."""
+    wire: float | None
+    """From written to its answer parsed; None if it never was written."""
+    bytes: int
+    """Of request and answer together."""
+    key: str
+    """The hash of its key; empty where it has none."""
+    worker: str = ""
+
+    def __str__(self) -> str:
+        """In one line, for people."""
+        wire = "not sent" if self.wire is None else f"wire {self.wire * 1000:.1f} ms"
+        parts = [
+            f"queue {self.queue * 1000:.1f} ms",
+            wire,
+            f"{self.bytes} bytes",
+            *([] if self.connection is None else [f"connection {self.connection}"]),
+            *([f"key {self.key}"] if self.key else []),
+        ]
+        took = f"{self.total * 1000:.1f} ms"
+        return f"{self.command} {self.status} after {took} ({', '.join(parts)})"
+
+
+class SlowLog:
+    """`say` is told what is worth a line in the log, and how many were not since the last one."""
+
+    def __init__(self, say: Callable[[Entry, int], None] = lambda entry, unsaid: None) -> None:
+        self._say = say
+        self._unsaid = 0
+        self._lines = Allowance(LINES, LINES_SECONDS)
+        self.salt = os.urandom(SALT_LENGTH)
+        self.noted: deque[Entry] = deque(maxlen=KEPT)
+        self.samples: deque[Entry] = deque(maxlen=KEPT_SAMPLES)
+        self.untold = 0
+        """How many were not noted, because they came too fast."""
+        self._allowance = Allowance(A_SECOND, 1.0)
+
+    def note(
+        self, request: Request, why: Notable, status: int, received: float, now: float, size: int
+    ) -> None:
+        """Keep what there is to say of a settled request, unless there are too many."""
+        if not self._allowance.take(now):
+            self.untold += 1
+            self._unsaid += why is not Notable.SAMPLE
+            return
+        entry = self._entry(request, why, status, received, now, size)
+        self.add(entry)
+        if why is Notable.SAMPLE:
+            return
+        if self._lines.take(now):
+            unsaid, self._unsaid = self._unsaid, 0
+            self._say(entry, unsaid)
+        else:
+            self._unsaid += 1
+
+    def add(self, entry: Entry) -> None:
+        """Keep an entry."""
+        (self.samples if entry.why == Notable.SAMPLE else self.noted).append(entry)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """All entries, the newest first."""
+        both = (*self.noted, *self.samples)
+        return iter(sorted(both, key=attrgetter("settled"), reverse=True))
+
+    def _entry(
+        self, request: Request, why: Notable, status: int, received: float, now: float, size: int
+    ) -> Entry:
+        lane = request.lane
+        frame = request.frame
+        sent = request.sent
+        connection = None
+        if sent:
+            connection = request.connection if request.mux is None else request.mux.number
+        # Of a get there is the whole frame, and its size may have the answer in it already.
+        asked = len(frame) if frame and LOUD[request.opcode] in GETS else request.size
+        key = key_of(frame) if frame else b""
+        return Entry(
+            settled=now,
+            command=COMMANDS[request.opcode],
+            status=STATUS_WORDS[status],
+            why=str(why),
+            server=LOCAL if lane is None else lane.server.name,
+            connection=connection,
+            total=now - request.arrived,
+            queue=(sent or now) - request.arrived,
+            wire=received - sent if sent else None,
+            bytes=asked + size,
+            key=blake2b(key, digest_size=4, key=self.salt).hexdigest() if key else "",
+        )
+
+
+class Allowance:
+    """So many in so many seconds, evenly given back, and never saved up beyond that."""
+
+    __slots__ = ("_left", "_most", "_pace", "_since")
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._most = most
+        self._pace = most / seconds
+        self._left = float(most)
+        self._since = float("-inf")
+
+    def take(self, now: float) -> bool:
+        """Whether there is one left at this time; then it is taken."""
+        if now > self._since:
+            self._left = min(self._most, self._left + (now - self._since) * self._pace)
+            self._since = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
