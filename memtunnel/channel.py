@@ -22,7 +22,8 @@ from twisted.protocols.basic import Int32StringReceiver
 from twisted.python.failure import Failure
 
 from memtunnel.config import Config
-from memtunnel.ops.metrics import ServerState, State
+from memtunnel.ops.metrics import ConnectionState, ServerState, State
+from memtunnel.ops.slowlog import Entry
 
 
 def _frozen(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
@@ -44,6 +45,7 @@ def _in_parts(value: Any) -> Any:
 # Nor does it know frozen classes that are compiled: it would set their attributes one by one.
 pickles(State, _in_parts)
 pickles(ServerState, _in_parts)
+pickles(ConnectionState, _in_parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class Begin:
     """Serve. The sockets to accept clients from are open already."""
 
     settings: Settings
+    salt: bytes
+    """For the hashes of keys, which are the same in all workers."""
     sockets: tuple[tuple[int, int], ...]
     """Descriptors of the listening sockets, and their address families."""
 
@@ -79,6 +83,8 @@ class Ask:
     number: int
     description: tuple[tuple[str, str], ...]
     """What ``STAT memtunnel`` says of all workers together."""
+    slow: tuple[tuple[str, str], ...] | None
+    """The same of ``STAT memtunnel slow``; None where that is as it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,10 @@ class Reading:
     counts: Any
     """As `ops.totals.counts` gives them."""
     state: State
+    slow: tuple[Entry, ...] = ()
+    """Requests that were noted since the last one."""
+    slow_untold: int = 0
+    """How many were not, so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +131,9 @@ class Said:
     """A line for the log."""
 
     level: str
-    words: str
+    format: str
+    fields: dict[str, Any]
+    """What the format is filled with."""
 
 
 class Channel(Int32StringReceiver):

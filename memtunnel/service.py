@@ -9,21 +9,23 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError, ReactorNotRunning
 from twisted.internet.ssl import Certificate
-from twisted.logger import Logger
+from twisted.logger import FileLogObserver, ILogObserver, Logger
 from twisted.python import usage
+from twisted.python.logfile import LogFile
 
 from memtunnel import __version__
 from memtunnel.addresses import address_of, host_port
@@ -44,6 +46,9 @@ from memtunnel.net.tls import load_roots, words_of
 from memtunnel.net.transports import SendAtOnceReactor
 from memtunnel.net.turn import Turn
 from memtunnel.ops import admin
+from memtunnel.ops.logs import json_observer
+from memtunnel.ops.overview import Overview
+from memtunnel.ops.recorder import Recorder
 from memtunnel.supervisor import READY, STOPPING, Manager, WatchedProcess, reloading
 from memtunnel.worker import Worker
 from memtunnel.workers import Workers
@@ -166,9 +171,30 @@ def makeService(options: Options) -> Service:
         raise SystemExit(0)
     foreground = options.parent is None or bool(options.parent.get("nodaemon"))
     keep_monotonic_time(reactor)
-    return TunnelService(
+    service = TunnelService(
         config, reactor, roots, settings, foreground=foreground, terminal=_terminal()
     )
+    if config.log_format == "json" and options.parent is not None:
+        service.observer = json_observer(_log_file(options.parent))
+    return service
+
+
+def _log_file(twistd: Mapping[str, Any]) -> TextIO:
+    """Where twistd's own options say that the log goes."""
+    name = twistd["logfile"]
+    if twistd.get("syslog"):
+        problem = "--log-format json: syslog takes text only"
+    elif name == "-" and not twistd["nodaemon"]:
+        problem = "a daemon cannot log to standard output"
+    elif twistd["nodaemon"] and name in (None, "", "-"):
+        return sys.stdout
+    else:
+        file = LogFile.fromFullPath(name or "twistd.log")
+        if not signal.getsignal(signal.SIGUSR1):
+            signal.signal(signal.SIGUSR1, lambda *_: file.rotate())
+        return cast(TextIO, file)
+    print(f"memtunnel: {problem}", file=sys.stderr)
+    raise SystemExit(1)
 
 
 def _terminal() -> int | None:
@@ -188,6 +214,8 @@ class TunnelService(Service):
     """
 
     name = "memtunnel"
+    observer: FileLogObserver | None = None
+    """Who writes the log in place of twistd's own."""
 
     def __init__(
         self,
@@ -212,11 +240,19 @@ class TunnelService(Service):
         """The embedded server, with --demo."""
         self._serving: Worker | Workers | None = None
         self._admin_port: Any = None
+        self._recorder: Recorder | None = None
+        self._overview: Overview | None = None
         self._draining = False
         self._announced = False
         """Whether the service manager was told that clients can come."""
 
     # Start
+
+    def setServiceParent(self, parent: Any) -> None:
+        if self.observer is not None:
+            # twistd asks its application for an observer before it makes one.
+            parent.setComponent(ILogObserver, self.observer)
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
 
     def privilegedStartService(self) -> None:
         """Open what has to be opened before anything else: a busy port is told at once."""
@@ -236,6 +272,8 @@ class TunnelService(Service):
         super().startService()  # type: ignore[no-untyped-call]
         assert self._serving is not None
         self._serving.start()
+        if self._recorder is not None:
+            self._recorder.start()
         # Once more: the reactor takes them for itself when it starts to run.
         self._reactor.callWhenRunning(self._take_signals)
         if self._manager.listens:
@@ -272,17 +310,27 @@ class TunnelService(Service):
         for description in config.listen:
             listener: Any = serving.listener()
             serving.serve(listener, self._open(eager, description, listener, "--listen"))
+        self._recorder = Recorder(
+            serving.read,
+            self._reactor,
+            os.environ.get("DYNO") or socket.gethostname(),
+            figures=config.log_metrics,
+        )
+        self._overview = Overview(self._recorder.history, serving.slow, self._reactor.seconds)
+        self._show_settings(config)
         site = admin.site(
             serving.read,
             lambda: serving.responsive,
+            overview=self._overview,
             token=config.metrics_token,
             reactor=self._reactor,
         )
         self._admin_port = self._open(self._reactor, config.metrics, site, "--metrics")
         self._log.info(
-            "memtunnel {version}{compiled}: {where} to {servers}; metrics on {metrics}",
+            "memtunnel {version}{_compiled}: {where} to {servers}; metrics on {metrics}",
+            event="started",
             version=__version__,
-            compiled="" if mux.__file__.endswith(".py") else ", compiled",
+            _compiled="" if mux.__file__.endswith(".py") else ", compiled",
             where=", ".join(listener.address for listener in serving.listeners),
             servers=", ".join(host_port(each.host, each.port) for each in config.servers),
             metrics=address_of(self._admin_port),
@@ -390,7 +438,11 @@ class TunnelService(Service):
         except (ConfigError, CannotStart) as mistakes:
             self._serving.not_reloaded()
             words = in_words(mistakes)
-            self._log.error("settings not reloaded, the former ones go on: {words}", words=words)
+            self._log.error(
+                "settings not reloaded, the former ones go on: {_words}",
+                event="not_reloaded",
+                _words=words,
+            )
         else:
             self._follow(config, self._roots if self._config.demo else roots)
         finally:
@@ -403,12 +455,20 @@ class TunnelService(Service):
         self._config, fixed = followed(before, config)
         self._roots = roots
         self._serving.reload(self._config, roots, self._raise_file_limit())
+        self._show_settings(self._config)
         servers = ", ".join(host_port(each.host, each.port) for each in self._config.servers)
-        self._log.info("settings reloaded: to {servers}", servers=servers)
+        self._log.info("settings reloaded: to {servers}", event="reloaded", servers=servers)
         if before.verify != self._config.verify:
             self._warn_of_chain()
         if fixed:
             self._log.warn("not before a restart: {names}", names=", ".join(fixed))
+
+    def _show_settings(self, config: Config) -> None:
+        """Let what is shown, and logged, be as is set."""
+        if self._overview is not None and self._recorder is not None:
+            self._overview.slow_ms = config.slow_ms
+            self._overview.slow_sample = config.slow_sample
+            self._recorder.figures = config.log_metrics
 
     # Signals, and the end
 
@@ -446,6 +506,8 @@ class TunnelService(Service):
         """Close everything that is still open."""
         if self._watched is not None:
             self._watched.forget()
+        if self._recorder is not None:
+            self._recorder.stop()
         super().stopService()  # type: ignore[no-untyped-call]
         things = [self._serving, self._demo]
         closing = [maybeDeferred(thing.stop) for thing in things if thing is not None]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from random import SystemRandom
 from typing import Any, Final
@@ -136,7 +137,7 @@ class Worker:
             self.budget,
             self.metrics,
             self._sweep_later,
-            lambda: describe(self.status.state()),
+            self._describe,
             lambda login: self.logins.log_in(login),
             self.slow.note,
         )
@@ -153,6 +154,11 @@ class Worker:
             max_clients=max_clients,
         )
         self.metrics.watch(self.status.state)
+        self.descriptions: dict[bytes, Callable[[], Iterable[tuple[str, str]]]] = {
+            b"memtunnel": lambda: describe(self.status.state()),
+            b"memtunnel slow": lambda: self.slow.described(time.time() - reactor.seconds()),
+        }
+        """What STAT answers by itself, by its key."""
 
     def _plan(self, config: Config, roots: list[Certificate] | None) -> Plan:
         """What to dial under these settings."""
@@ -279,14 +285,26 @@ class Worker:
         except Exception:
             self._log.failure("while looking after connections")
 
+    def _describe(self, key: bytes) -> Iterable[tuple[str, str]] | None:
+        """The tunnel's own statistics, if that is what STAT asks for."""
+        describe = self.descriptions.get(key)
+        return None if describe is None else describe()
+
     def _say_slow(self, entry: Entry, unsaid: int) -> None:
         more = f"; {unsaid} more were not logged" if unsaid else ""
         fields = entry._asdict()
         del fields["settled"], fields["worker"]
-        self._log.warn("{server}: {words}{more}", words=str(entry), more=more, **fields)
+        self._log.warn(
+            "{server}: {_words}{_more}",
+            event="request",
+            unsaid=unsaid,
+            _words=str(entry),
+            _more=more,
+            **fields,
+        )
 
     def _warn(self, words: str) -> None:
-        self._log.warn("{words}", words=words)
+        self._log.warn("{_words}", _words=words)
 
     def reload(self, config: Config, roots: list[Certificate] | None, max_clients: int) -> None:
         """Follow other settings; what is served now goes on.
@@ -320,7 +338,9 @@ class Worker:
         `outlasting` somebody who may still come with clients, having none is no reason to end.
         """
         self.status.draining = True
-        self._log.info("draining: {clients} clients left", clients=self.status.clients)
+        self._log.info(
+            "draining: {clients} clients left", event="draining", clients=self.status.clients
+        )
         drained = self._drained = Deferred()
         self._outlasting = outlasting
         self._close_at = self._reactor.seconds() + self._config.drain_timeout

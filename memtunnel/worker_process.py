@@ -66,6 +66,10 @@ def _roots(settings: Settings) -> list[Certificate] | None:
     return [Certificate.loadPEM(root) for root in settings.roots]
 
 
+def _as_format(words: str) -> str:
+    return words.replace("{", "{{").replace("}", "}}")
+
+
 class WorkerProcess:
     """The worker and its channel."""
 
@@ -75,6 +79,9 @@ class WorkerProcess:
         self._ports: list[Any] = []
         self._has_room = True
         self._description: tuple[tuple[str, str], ...] = ()
+        self._slow: tuple[tuple[str, str], ...] = ()
+        self._slow_told = float("-inf")
+        """When the request was settled that was told of last."""
         self._round = 0
         self.channel = Channel(self._told, self._orphaned)
 
@@ -82,10 +89,17 @@ class WorkerProcess:
         """Send what is to be logged."""
         if event["log_namespace"] != "memtunnel" and event["log_level"] < LogLevel.warn:
             return  # Twisted tells of each port, which the parent has told of already
-        words = formatEvent(event)
+        said = {name: value for name, value in event.items() if not name.startswith("log_")}
+        words = event.get("log_format")
+        if words is None or event["log_namespace"] != "memtunnel":
+            # What others put into theirs may not be such as can be sent.
+            words, said = _as_format(formatEvent(event)), {}
         if "log_failure" in event:
-            words = f"{words}\n{event['log_failure'].getTraceback()}"
-        self.channel.tell(Said(level=event["log_level"].name, words=words))
+            words += "\n" + _as_format(event["log_failure"].getTraceback())
+        self.channel.tell(Said(level=event["log_level"].name, format=words, fields=said))
+
+    def _say_error(self, words: str) -> None:
+        self.channel.tell(Said(level="error", format=_as_format(words), fields={}))
 
     def _told(self, message: Any) -> None:
         worker = self._worker
@@ -94,10 +108,12 @@ class WorkerProcess:
                 self._begin(message)
             except Exception as problem:
                 # Told in words, or else the channel would be gone before the log's line.
-                self.channel.tell(Said(level="error", words=f"it cannot begin: {problem!r}"))
+                self._say_error(f"it cannot begin: {problem!r}")
                 self._end()
         elif isinstance(message, Ask) and worker is not None:
             self._description = message.description
+            if message.slow is not None:
+                self._slow = message.slow
             self._round = message.number
             self._send_reading(worker)
         elif isinstance(message, Drain) and worker is not None:
@@ -116,8 +132,10 @@ class WorkerProcess:
         worker = self._worker = Worker(
             settings.config, self._reactor, _roots(settings), turn, settings.max_clients
         )
-        own = worker.tunnel.describe
-        worker.tunnel.describe = lambda: self._description or own()
+        worker.slow.salt = begin.salt
+        own = worker.descriptions[b"memtunnel"]
+        worker.descriptions[b"memtunnel"] = lambda: self._description or own()
+        worker.descriptions[b"memtunnel slow"] = lambda: self._slow
         eager = SendAtOnceReactor(self._reactor)
         for descriptor, family in begin.sockets:
             listener = worker.listener()
@@ -134,13 +152,22 @@ class WorkerProcess:
         except Exception as problem:
             # What it serves goes on, which it would not if the channel were gone.
             worker.not_reloaded()
-            self.channel.tell(Said(level="error", words=f"settings not reloaded: {problem!r}"))
+            self._say_error(f"settings not reloaded: {problem!r}")
         self._look_for_room()
 
     def _send_reading(self, worker: Worker) -> None:
         worker.metrics.garbage = garbage()
+        slow = tuple(worker.slow.since(self._slow_told))
+        if slow:
+            self._slow_told = slow[-1].settled
         self.channel.tell(
-            Reading(number=self._round, counts=counts(worker.metrics), state=worker.status.state())
+            Reading(
+                number=self._round,
+                counts=counts(worker.metrics),
+                state=worker.status.state(),
+                slow=slow,
+                slow_untold=worker.slow.untold,
+            )
         )
 
     def _look_for_room(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -44,6 +45,7 @@ from memtunnel.core.pacing import Pacing
 from memtunnel.net.downstream import Refusing
 from memtunnel.ops import totals
 from memtunnel.ops.metrics import Metrics, State
+from memtunnel.ops.slowlog import SlowLog
 from memtunnel.status import describe
 from memtunnel.worker import new_metrics
 from memtunnel.worker_process import CHANNEL
@@ -97,6 +99,8 @@ class Workers:
         """What is counted here."""
         self._kept = {n: new_metrics(reactor) for n in range(1, config.workers + 1)}
         """By number, what those had counted that have ended: so no order of sums changes."""
+        self.slow = SlowLog()
+        """What all have noted."""
         self._draining: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None
         self._outlasting = False
@@ -216,7 +220,7 @@ class Workers:
                 worker.transport.signalProcess("KILL")
 
     def _warn(self, words: str) -> None:
-        self._log.warn("{words}", words=words)
+        self._log.warn("{_words}", _words=words)
 
     # Reading them
 
@@ -229,9 +233,17 @@ class Workers:
         for worker in self._workers.values():
             # One that hangs is asked no more until it has answered what it was asked.
             if not worker.silent:
-                worker.channel.tell(Ask(number=self._round, description=description))
+                slow = self._slow_for(worker)
+                worker.channel.tell(Ask(number=self._round, description=description, slow=slow))
         self._overdue = self._reactor.callLater(PATIENCE, self._end_round)
         self._look_at_round()
+
+    def _slow_for(self, worker: WorkerProtocol) -> tuple[tuple[str, str], ...] | None:
+        """What it says of all slow requests, if that has changed."""
+        if worker.slow_told == self.slow.added:
+            return None
+        worker.slow_told = self.slow.added
+        return tuple(self.slow.described(time.time() - self._reactor.seconds()))
 
     def _look_at_round(self) -> None:
         """End the round if all have answered."""
@@ -316,7 +328,7 @@ class Workers:
         worker.channel.tell(self._begin(number))
         if self._draining is not None:
             worker.channel.tell(Drain(outlasting=True))
-        worker.channel.tell(Ask(number=self._round, description=()))
+        worker.channel.tell(Ask(number=self._round, description=(), slow=self._slow_for(worker)))
 
     def _spawn_later(self, number: int) -> None:
         now = self._reactor.seconds()
@@ -327,7 +339,9 @@ class Workers:
         """What a worker is told first."""
         families = [getattr(port, "addressFamily", socket.AF_UNIX) for port in self._ports]
         return Begin(
-            settings=self._settings(number), sockets=tuple(enumerate(families, CHANNEL + 1))
+            settings=self._settings(number),
+            salt=self.slow.salt,
+            sockets=tuple(enumerate(families, CHANNEL + 1)),
         )
 
     def _settings(self, number: int) -> Settings:
@@ -350,6 +364,7 @@ class Workers:
             if not worker.settled and worker.heard - worker.began > SETTLED:
                 worker.settled = True
                 self._pacing.succeeded()
+            self._note(worker, message)
             worker.reading = message
             self._look_at_round()
         elif isinstance(message, Room):
@@ -358,10 +373,16 @@ class Workers:
         elif isinstance(message, Said):
             self._log.emit(
                 LogLevel.lookupByName(message.level),
-                "worker {number}: {words}",
-                number=worker.number,
-                words=message.words,
+                "worker {worker}: " + message.format,
+                worker=worker.number,
+                **message.fields,
             )
+
+    def _note(self, worker: WorkerProtocol, reading: Reading) -> None:
+        before = 0 if worker.reading is None else worker.reading.slow_untold
+        self.slow.untold += reading.slow_untold - before
+        for entry in reading.slow:
+            self.slow.add(entry._replace(worker=str(worker.number)))
 
     def ended(self, worker: WorkerProtocol, how: str) -> None:
         """A worker's process is gone: keep what it counted, put another in its place."""
@@ -406,6 +427,8 @@ class WorkerProtocol(ProcessProtocol):
         self.number = number
         self.reading: Reading | None = None
         self.full = False
+        self.slow_told = 0
+        """How many slow requests there had been when it was told of them."""
         self.settled = False
         self.began = seconds()
         self.heard = self.began

@@ -1,6 +1,8 @@
 """The admin port: who is told what, over real sockets and from feigned addresses."""
 
+import base64
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,7 +22,10 @@ from twisted.web.test.requesthelper import DummyRequest
 
 from memtunnel.ops import admin
 from memtunnel.ops.exposition import Exposition
+from memtunnel.ops.history import History
 from memtunnel.ops.metrics import Metrics, ServerState, State
+from memtunnel.ops.overview import Overview
+from memtunnel.ops.slowlog import SlowLog
 from memtunnel.wire.binary import Opcode
 from memtunnel.wire.sasl import Secret
 
@@ -57,13 +62,17 @@ def make_metrics() -> Metrics:
     return Metrics(version="1", python="3", twisted="26", openssl="3.5", reactor="EPollReactor")
 
 
+def make_overview() -> Overview:
+    return Overview(History(), SlowLog(), lambda: 0.0)
+
+
 def make_site(
     state: Callable[[], State] = lambda: READY, metrics: Metrics | None = None, **options: Any
 ) -> Any:
     """A site of a tunnel that serves in its own process."""
     metrics = metrics or make_metrics()
     metrics.watch(state)
-    options = {"token": None, "reactor": Clock(), **options}
+    options = {"overview": make_overview(), "token": None, "reactor": Clock(), **options}
     return admin.site(lambda: succeed(metrics), lambda: True, **options)
 
 
@@ -185,18 +194,38 @@ async def test_metrics_come_whole_in_the_format_asked_for(site: Site) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_index_names_each_server_and_nothing_outside(site: Site) -> None:
+async def test_the_page_may_do_nothing_but_ask_where_it_came_from(site: Site) -> None:
     answer = await site.get("/")
-    assert answer.code == 200
-    page = answer.body.decode()
-    assert "mc1&lt;b&gt;" in page
-    assert "<b>" not in page
-    for link in ("/metrics", "/healthz", "/readyz"):
-        assert f'href="{link}"' in page
-    assert "//" not in page
+    assert (answer.code, answer.body.decode()) == (200, admin.PAGE)
+    policy = answer.header("content-security-policy") or ""
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules.pop("default-src") == "'none'"
+    assert rules.pop("connect-src") == "'self'"
+    assert rules.pop("img-src") == "data:"
+    for kind in ("style-src", "script-src"):
+        assert re.fullmatch("'sha256-[A-Za-z0-9+/]{43}='", rules.pop(kind))
+    assert rules == dict.fromkeys(("base-uri", "form-action", "frame-ancestors"), "'none'")
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/readyz"])
+@pytest_twisted.ensureDeferred
+async def test_status_is_a_document_of_everything(site: Site) -> None:
+    answer = await site.get("/status")
+    assert (answer.code, answer.header("content-type")) == (200, "application/json")
+    told = json.loads(answer.body)
+    assert told["ready"] is True
+    assert [server["name"] for server in told["servers"]] == ["mc1<b>"]
+    assert told["history"]["time"] == told["slow"] == []
+
+
+@pytest.mark.parametrize("after", ["x", "", "-1", "9" * 16])
+@pytest_twisted.ensureDeferred
+async def test_status_is_asked_for_with_a_number(site: Site, after: str) -> None:
+    assert (await site.get("/status?after=17")).code == 200
+    answer = await site.get(f"/status?after={after}")
+    assert (answer.code, answer.body) == (400, b"after has to be a number\n")
+
+
+@pytest.mark.parametrize("path", ["/", "/status", "/metrics", "/healthz", "/readyz"])
 @pytest_twisted.ensureDeferred
 async def test_head_has_the_headers_and_no_body(site: Site, path: str) -> None:
     answer = await site.get(path, method="HEAD")
@@ -224,7 +253,7 @@ async def test_a_query_changes_nothing(site: Site) -> None:
     assert (await site.get("/healthz?x=1")).code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/readyz"])
+@pytest.mark.parametrize("path", ["/", "/status", "/metrics", "/healthz", "/readyz"])
 @pytest_twisted.ensureDeferred
 async def test_a_foreign_host_is_refused_on_loopback(site: Site, path: str) -> None:
     answer = await site.get(path, Host="evil.example:9152", Authorization=f"Bearer {TOKEN}")
@@ -294,20 +323,39 @@ def test_which_addresses_are_loopback(address: Any, near: bool) -> None:
     assert admin.is_loopback(address) is near
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics"])
+def basic(login: str) -> str:
+    return "Basic " + base64.b64encode(login.encode()).decode()
+
+
+@pytest.mark.parametrize("path", ["/", "/status", "/metrics"])
 def test_beyond_loopback_only_the_token_opens(path: str) -> None:
     assert render(path, Host="localhost").code == 403
     assert render(path, Authorization="Bearer ").code == 403
-    for wrong in ("", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x"):
+    assert render(path, Authorization=basic("user:")).code == 403
+    for wrong in (
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        f"Bearer {TOKEN}x",
+        f"Basic {TOKEN}",
+        f"Digest {TOKEN}",
+        basic(TOKEN),
+        basic(f"{TOKEN}:"),
+        basic(f"user:{TOKEN}x"),
+    ):
         answer = render(path, token=TOKEN, Authorization=wrong)
         assert answer.code == 401
-        assert answer.header("www-authenticate") == "Bearer"
+        offered = answer.headers.getRawHeaders("www-authenticate")
+        assert offered == ["Bearer", 'Basic realm="memtunnel"']
         assert b"mc1" not in answer.body
         assert TOKEN.encode() not in answer.body
     answer = render(path, token=TOKEN, Authorization=f"Bearer {TOKEN}")
     assert answer.code == 200
     assert TOKEN.encode() not in answer.body
     assert render(path, token=TOKEN, Authorization=f"bearer {TOKEN}").code == 200
+    assert render(path, token=TOKEN, Authorization=basic(f"user:{TOKEN}")).code == 200
+    assert render(path, token=TOKEN, Authorization=basic(f":{TOKEN}")).code == 200
 
 
 @pytest.mark.parametrize("token", [None, TOKEN])
@@ -454,16 +502,20 @@ def test_a_scrape_that_fails_is_cut_off_and_told(monkeypatch: pytest.MonkeyPatch
 
 
 def test_health_is_lost_where_a_worker_does_not_answer() -> None:
-    site = admin.site(Deferred, lambda: False, token=None, reactor=Clock())
+    site = admin.site(
+        Deferred, lambda: False, overview=make_overview(), token=None, reactor=Clock()
+    )
     request = FakeRequest(b"/healthz", LOOPBACK, {"Host": "localhost"})
     request.render(site.resource)
     assert (request.responseCode, request.written) == (503, [b"a worker does not answer\n"])
 
 
-@pytest.mark.parametrize("path", [b"/", b"/metrics", b"/readyz"])
+@pytest.mark.parametrize("path", [b"/", b"/status", b"/metrics", b"/readyz"])
 def test_nobody_is_shown_a_page_who_has_gone_before_it_could_be_read(path: bytes) -> None:
     reading: Deferred[Metrics] = Deferred()
-    site = admin.site(lambda: reading, lambda: True, token=None, reactor=Clock())
+    site = admin.site(
+        lambda: reading, lambda: True, overview=make_overview(), token=None, reactor=Clock()
+    )
     request = FakeRequest(path, LOOPBACK, {"Host": "localhost"})
     request.render(site.resource)
     request.processingFailed(Failure(ConnectionLost()))

@@ -36,7 +36,8 @@ from memtunnel.net.loop import drive
 from memtunnel.net.transports import BACKLOG, SendAtOnceReactor
 from memtunnel.net.turn import Turn
 from memtunnel.ops import totals
-from memtunnel.ops.metrics import ServerState, State
+from memtunnel.ops.metrics import ConnectionState, ServerState, State
+from memtunnel.ops.slowlog import Entry
 from memtunnel.worker import new_metrics
 
 CONFIG = load(
@@ -63,19 +64,26 @@ STATE = State(
             verify="full",
             tls=("TLSv1.3", "TLS_AES_256_GCM_SHA384"),
             certificate_not_after=2e9,
+            pool=(
+                ConnectionState(
+                    number=1, state="warm", age=1.5, in_flight=2, round_trip=None, worker="1"
+                ),
+            ),
         )
     },
 )
+ENTRY = Entry(1.5, "get", "timeout", "failed", "name", 1, 0.4, 0.1, None, 34, "abcdef01")
 MESSAGES = [
     Begin(
         settings=Settings(config=CONFIG, roots=(b"PEM",), max_clients=3),
+        salt=b"salt",
         sockets=((4, socket.AF_INET),),
     ),
     Reload(settings=Settings(config=CONFIG, roots=None, max_clients=3)),
-    Ask(number=1, description=(("pid", "1"),)),
-    Reading(number=1, counts=totals.counts(new_metrics(None)), state=STATE),
+    Ask(number=1, description=(("pid", "1"),), slow=None),
+    Reading(number=1, counts=totals.counts(new_metrics(None)), state=STATE, slow=(ENTRY,)),
     Room(left=False),
-    Said(level="warn", words="words\N{PILE OF POO}"),
+    Said(level="warn", format="{words}", fields={"words": "\N{PILE OF POO}"}),
     Drain(outlasting=True),
     Finish(),
     Stop(),

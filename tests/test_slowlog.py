@@ -12,7 +12,7 @@ import pytest
 from core_harness import Client, House, O, bare, get, store
 
 from memtunnel.core.binary_session import BinarySession
-from memtunnel.core.outcomes import STATUS_WORDS, Notable
+from memtunnel.core.outcomes import Notable
 from memtunnel.core.session import Session
 from memtunnel.core.text_session import TextSession
 from memtunnel.ops.slowlog import A_SECOND, KEPT, KEPT_SAMPLES, LINES, Entry, SlowLog

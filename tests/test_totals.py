@@ -22,6 +22,7 @@ from memtunnel.ops import totals
 from memtunnel.ops.exposition import Exposition
 from memtunnel.ops.metrics import (
     Command,
+    ConnectionState,
     Histogram,
     ListenerMetrics,
     Metrics,
@@ -178,7 +179,7 @@ def test_states_are_added_up() -> None:
         ({"breaker_open": True}, "breaker_open", True),
         ({"queue_oldest_seconds": 2.0}, "queue_oldest_seconds", 2.0),
         ({"certificate_not_after": 1e9}, "certificate_not_after", 1e9),
-        ({"last_lost": "reset"}, "last_lost", "reset"),
+        ({"last_lost": "reset", "last_lost_age": 3.0}, "last_lost", "reset"),
     ],
 )
 @pytest.mark.parametrize("order", [1, -1])
@@ -189,6 +190,23 @@ def test_of_servers_the_worst_is_told(
     workers = dict(zip("12", (STATE, other)[::order], strict=True))
     state = totals.together(workers, 2, draining=False)
     assert getattr(state.servers["one"], attribute) == told
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_what_was_lost_the_last_is_told(order: int) -> None:
+    before = replace(SERVER, last_lost="reset", last_lost_age=3.0)
+    after = replace(SERVER, last_lost="closed", last_lost_age=2.0)
+    states = [replace(STATE, servers={"one": server}) for server in (before, after)]
+    workers = dict(zip("12", states[::order], strict=True))
+    server = totals.together(workers, 2, draining=False).servers["one"]
+    assert (server.last_lost, server.last_lost_age) == ("closed", 2.0)
+
+
+def test_connections_are_told_with_their_workers() -> None:
+    one = ConnectionState(number=1, state="warm", age=1.0, in_flight=2, round_trip=0.1)
+    state = replace(STATE, servers={"one": replace(SERVER, pool=(one,))})
+    server = totals.together({"1": state, "2": state}, 2, draining=False).servers["one"]
+    assert server.pool == (replace(one, worker="1"), replace(one, worker="2"))
 
 
 def test_what_one_does_not_know_the_others_tell() -> None:

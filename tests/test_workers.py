@@ -720,10 +720,10 @@ def test_what_a_worker_said_last_is_logged_before_its_end(
 ) -> None:
     process = machine.processes[0]
     process.protocol.processEnded(Failure(ProcessTerminated(1)))
-    process.says(Said(level="warn", words="{it} broke"))
+    process.says(Said(level="warn", format="{it} broke", fields={"it": "one"}))
     process.channel.connectionLost(Failure(ConnectionDone()))
     assert [line.split(":")[0] for line in warnings] == ["worker 1", "worker 1 has ended"]
-    assert warnings[0] == "worker 1: {it} broke"
+    assert warnings[0] == "worker 1: one broke"
 
 
 def test_one_that_says_nothing_is_missed(workers: Workers, machine: Machine) -> None:

@@ -236,10 +236,11 @@ class BinarySession(Session):
     def _gather(
         self, opcode: int, opaque: bytes, frame: bytes, now: float, batch: list[Request]
     ) -> None:
-        if opcode == Opcode.STAT and frame[HEADER_LENGTH:] == b"memtunnel":
-            reply = statistics_answers(opaque, self._statistics())
-            self._settle_new(opcode, opaque, reply, now)
-            return
+        if opcode == Opcode.STAT:
+            own = self._statistics(frame[HEADER_LENGTH:])
+            if own is not None:
+                self._settle_new(opcode, opaque, statistics_answers(opaque, own), now)
+                return
         if opcode in QUIET:
             frame = b"\x80" + OPCODE_BYTE[LOUD[opcode]] + frame[2:]
         self._ask_all(self._slot(opcode, opaque, now), frame, now, batch)

@@ -268,9 +268,12 @@ class Session(Answers):
         """Answer a request in its place, without a server."""
         self._settle(self._slot(opcode, opaque, now), reply, status, now)
 
-    def _statistics(self) -> list[tuple[bytes, bytes]]:
-        """The tunnel's own, for ``STAT memtunnel``."""
-        return [(name.encode(), value.encode()) for name, value in self.tunnel.describe()]
+    def _statistics(self, key: bytes) -> list[tuple[bytes, bytes]] | None:
+        """What STAT is answered by the tunnel itself; None where the servers are asked."""
+        described = self.tunnel.describe(key)
+        if described is None:
+            return None
+        return [(name.encode(), value.encode()) for name, value in described]
 
     def _ask_all(self, slot: Request, frame: bytes, now: float, batch: list[Request]) -> None:
         """Send STAT or FLUSH, in its loud form, to all servers; `slot` is what it was asked for."""

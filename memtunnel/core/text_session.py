@@ -278,9 +278,9 @@ class TextSession(Session):
         self.failed(self._slot_for(opcode, reply, now), Reason.OVERLOADED, now)
 
     def _stats(self, command: Stats, now: float) -> None:
-        if command.key == b"memtunnel":
-            said = command.reply.listed(self._statistics())
-            self._say(said, Opcode.STAT, Status.OK, now)
+        own = self._statistics(command.key)
+        if own is not None:
+            self._say(command.reply.listed(own), Opcode.STAT, Status.OK, now)
             return
         self._send_run(now)
         frame = request_frame(Opcode.STAT, command.key)

@@ -63,7 +63,8 @@ class Tunnel:
 
     `cluster` is that of clients without a login of their own, or with the configured one.
     `wake` is called when `sweep` has something to watch and had nothing before. `describe`
-    returns the names and values of ``STAT memtunnel``; `log_in` the cluster of a client's own
+    returns the names and values of the tunnel's own statistics by STAT's key, or None where the
+    servers are asked; `log_in` the cluster of a client's own
     login, or None where there are too many. `note` is told of settled requests that are worth to
     be seen: why, status and times as in `ServerCounts.answered`, and the bytes of the answer.
     """
@@ -91,7 +92,7 @@ class Tunnel:
         budget: Budget,
         counts: TunnelCounts,
         wake: Callable[[], None],
-        describe: Callable[[], Iterable[tuple[str, str]]] = tuple,
+        describe: Callable[[bytes], Iterable[tuple[str, str]] | None] = lambda key: None,
         log_in: Callable[[Credentials], Cluster | None] = lambda login: None,
         note: Note = lambda *what: None,
     ) -> None:

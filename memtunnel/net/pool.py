@@ -189,7 +189,12 @@ class Pool:
         upstream.retires = now + AGE * self._random.uniform(0.9, 1.1)
         if not self.is_warm:
             self._said = None
-            self._log.info("{server}: warm", server=self.server.name)
+            self._log.info(
+                "{server}: warm",
+                server=self.server.name,
+                event="warm",
+                connection=upstream.mux.number,
+            )
         self.server.add(upstream.mux, now)
         self._drain_surplus()
         self._cluster.accepted(now)
@@ -272,14 +277,14 @@ class Pool:
             said, when = self._said
             if said is lost and now - when < REMINDER:
                 return
-        what = "connection lost" if upstream.was_warm else "no connection"
         self._log.warn(
-            "{server}: {what}: {reason}{words} ({warm} of {size} warm)",
+            "{server}: {_what}: {reason}{_words} ({warm} of {size} warm)",
             server=self.server.name,
             connection=upstream.mux.number,
-            what=what,
+            event="lost" if upstream.was_warm else "not_made",
+            _what="connection lost" if upstream.was_warm else "no connection",
             reason=str(lost),
-            words=f" ({words})" if words else "",
+            _words=f" ({words})" if words else "",
             warm=self.count(State.WARM),
             size=self.size,
         )
@@ -291,8 +296,12 @@ class Pool:
         stalled = self.server.breaker.state is BreakerState.STALLED
         if stalled != self._stalled and not self._stopped:
             self._stalled = stalled
-            words = "stalled: its requests time out" if stalled else "answers again"
-            self._log.warn("{server}: {words}", server=self.server.name, words=words)
+            self._log.warn(
+                "{server}: {_words}",
+                server=self.server.name,
+                event="stalled" if stalled else "answers",
+                _words="stalled: its requests time out" if stalled else "answers again",
+            )
 
     @staticmethod
     def _count(counts: dict[str, int], word: str) -> None:

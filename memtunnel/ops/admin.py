@@ -1,19 +1,23 @@
 """The admin port: HTTP with the metrics, the tunnel's health, and a status page.
 
-Everything here is answered from what was counted, and from a `State` (both of `ops.metrics`).
+Everything here is answered from what was counted, and from a `State` (both of `ops.metrics`). The
+status page is a file of its own (`page.html`), which asks for ``/status`` again and again.
 Beyond loopback only health is told to those without the token; on loopback a page of some web
 site, whose name was made to point here, is told by its Host header and refused.
 """
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from html import escape
+from hashlib import sha256
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Final
 
 from twisted.internet.address import UNIXAddress
@@ -24,9 +28,9 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from memtunnel import __version__
 from memtunnel.ops.exposition import Exposition
-from memtunnel.ops.metrics import Metrics, ServerState, State
+from memtunnel.ops.metrics import Metrics, State
+from memtunnel.ops.overview import Overview
 from memtunnel.wire.sasl import Secret
 
 #: Seconds of rendering in one turn of the reactor, all scrapes together.
@@ -36,11 +40,29 @@ _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
 _HTML: Final = "text/html; charset=utf-8"
 
+#: The status page.
+PAGE: Final = Path(__file__).with_name("page.html").read_text("utf-8")
+
+
+def _hash_of(tag: str) -> str:
+    """By what a browser knows the only element of this kind in the page."""
+    (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
+    return "sha256-" + base64.b64encode(sha256(text.encode()).digest()).decode()
+
+
+#: What the page may do: nothing but what is in it, and ask where it came from.
+PAGE_POLICY: Final = (
+    "default-src 'none'; connect-src 'self'; img-src data:; "
+    f"style-src '{_hash_of('style')}'; script-src '{_hash_of('script')}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
 
 def site(
     read: Callable[[], Deferred[Metrics]],
     responsive: Callable[[], bool],
     *,
+    overview: Overview,
     token: Secret | None,
     reactor: Any,
     clock: Callable[[], float] = time.perf_counter,
@@ -48,13 +70,14 @@ def site(
     """What to listen with.
 
     `read` gives the metrics, which know their state, as they are now; `responsive` says whether
-    all loops turn. `token` opens everything beyond loopback. `clock` measures the time spent on
-    rendering. Raises `ValueError` for an empty token, which would be no lock at all.
+    all loops turn; `overview` renders ``/status``. `token` opens everything beyond loopback.
+    `clock` measures the time spent on rendering. Raises `ValueError` for an empty token, which
+    would be no lock at all.
     """
     if token is not None and not token.reveal():
         raise ValueError("the token of the admin port is empty")
     return _QuietSite(  # type: ignore[no-untyped-call]
-        Admin(read, responsive, token, reactor, clock),
+        Admin(read, responsive, overview, token, reactor, clock),
         requestFactory=_BodylessRequest,
         reactor=reactor,
         parsePOSTFormSubmission=False,
@@ -84,6 +107,7 @@ class Admin(Resource):
         self,
         read: Callable[[], Deferred[Metrics]],
         responsive: Callable[[], bool],
+        overview: Overview,
         token: Secret | None,
         reactor: Any,
         clock: Callable[[], float],
@@ -91,6 +115,7 @@ class Admin(Resource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._read = read
         self._responsive = responsive
+        self._overview = overview
         self._token = token
         self._clock = clock
         self._cooperator = Cooperator(
@@ -99,6 +124,7 @@ class Admin(Resource):
         )
         self._pages: dict[bytes, Callable[[Any, bool, Metrics], None]] = {
             b"/": self._index,
+            b"/status": self._status,
             b"/metrics": self._exposition,
             b"/readyz": self._readiness,
         }
@@ -124,17 +150,24 @@ class Admin(Resource):
             elif self._token is None:
                 _answer(request, 403, _TEXT, "without a token served on loopback only\n")
             else:
-                request.setHeader(b"www-authenticate", b"Bearer")
+                # Basic is what browsers ask people for.
+                for scheme in (b"Bearer", b'Basic realm="memtunnel"'):
+                    request.responseHeaders.addRawHeader(b"www-authenticate", scheme)
                 _answer(request, 401, _TEXT, "the token is missing or wrong\n")
         return NOT_DONE_YET
 
     def _bears_token(self, request: Any) -> bool:
+        """As a bearer token, or as the password of anybody."""
         scheme, _, token = (request.getHeader(b"authorization") or b"").partition(b" ")
-        return (
-            self._token is not None
-            and scheme.lower() == b"bearer"
-            and hmac.compare_digest(token.strip(), self._token.reveal())
-        )
+        token = token.strip()
+        if scheme.lower() == b"basic":
+            try:
+                token = base64.b64decode(token, validate=True).partition(b":")[2]
+            except ValueError:
+                return False
+        elif scheme.lower() != b"bearer":
+            return False
+        return self._token is not None and hmac.compare_digest(token, self._token.reveal())
 
     def _show(
         self, page: Callable[[Any, bool, Metrics], None], request: Any, trusted: bool
@@ -166,11 +199,22 @@ class Admin(Resource):
             _answer(request, code, _TEXT, "ready\n" if state.ready else "not ready\n")
 
     def _index(self, request: Any, trusted: bool, metrics: Metrics) -> None:
-        request.setHeader(b"content-security-policy", b"default-src 'none'")
-        _answer(request, 200, _HTML, _status_page(_state(metrics)))
+        request.setHeader(b"content-security-policy", PAGE_POLICY.encode())
+        _answer(request, 200, _HTML, PAGE)
+
+    def _status(self, request: Any, trusted: bool, metrics: Metrics) -> None:
+        after = request.args.get(b"after", [b"0"])[-1]
+        if not re.fullmatch(b"[0-9]{1,15}", after):
+            _answer(request, 400, _TEXT, "after has to be a number\n")
+            return
+        pieces = self._overview.render(metrics, _state(metrics), int(after))
+        self._write(request, _JSON, pieces)
 
     def _exposition(self, request: Any, trusted: bool, metrics: Metrics) -> None:
         content_type, pieces = Exposition(metrics).render(request.getHeader("accept") or "")
+        self._write(request, content_type, pieces)
+
+    def _write(self, request: Any, content_type: str, pieces: Iterator[bytes]) -> None:
         if request.method == b"HEAD":
             _answer(request, 200, content_type, None)
             return
@@ -253,32 +297,3 @@ def _written(request: Any, pieces: Iterator[bytes]) -> Iterator[None]:
         yield None
     if not gone:
         request.finish()
-
-
-def _status_page(state: State) -> str:
-    ready = "draining" if state.draining else "ready" if state.ready else "not ready"
-    rows = "\n".join(_row(name, server) for name, server in state.servers.items())
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>memtunnel</title></head>
-<body>
-<h1>memtunnel {escape(__version__)}</h1>
-<p>{ready}</p>
-<p><a href="/metrics">metrics</a> <a href="/healthz">health</a> <a href="/readyz">readiness</a></p>
-<table>
-<tr><th>server</th><th>state</th><th>connections</th><th>in flight</th><th>queued</th>
-<th>last lost</th></tr>
-{rows}
-</table>
-</body>
-</html>
-"""
-
-
-def _row(name: str, server: ServerState) -> str:
-    state = "up" if server.up else "down"
-    if server.breaker_open:
-        state += ", refusing"
-    connections = ", ".join(f"{count} {word}" for word, count in server.connections.items())
-    cells = (name, state, connections, str(server.in_flight), str(server.queued), server.last_lost)
-    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"

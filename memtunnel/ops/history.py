@@ -6,9 +6,9 @@ Prometheus has the whole story; this is the last of it, for those who look at th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, Final, NamedTuple
 
 from memtunnel.core.outcomes import STATUS_WORDS
@@ -125,22 +125,32 @@ class Row(NamedTuple):
 
 
 class History:
-    """The rows of the last minutes, oldest first."""
+    """The rows of the last minutes. They are numbered from 1 on."""
 
     def __init__(self) -> None:
-        self.rows: deque[Row] = deque(maxlen=KEPT)
+        self._rows: deque[Row] = deque(maxlen=KEPT)
+        self._number = 0
+        """Of the row that came last."""
         self._last: tuple[float, Totals] | None = None
 
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
+    def after(self, number: int) -> tuple[int, list[Row]]:
+        """The number of the first row behind this one that is kept, and all from there on.
 
-    def observe(self, metrics: Metrics, now: float) -> None:
-        """An interval ends: add its row."""
+        For a number that there was not yet, those are all rows.
+        """
+        oldest = self._number - len(self._rows) + 1
+        first = number + 1 if oldest <= number + 1 <= self._number + 1 else oldest
+        return first, list(islice(self._rows, first - oldest, None))
+
+    def observe(self, metrics: Metrics, now: float) -> Totals:
+        """An interval ends: add its row. Returns what was counted so far."""
         totals = Totals.of(metrics)
         if self._last is not None:
             then, before = self._last
-            self.rows.append(_row(totals.since(before), now, max(now - then, 1e-3), metrics))
+            self._rows.append(_row(totals.since(before), now, max(now - then, 1e-3), metrics))
+            self._number += 1
         self._last = now, totals
+        return totals
 
 
 def _row(counted: Totals, now: float, seconds: float, metrics: Metrics) -> Row:

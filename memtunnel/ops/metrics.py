@@ -208,7 +208,8 @@ class ListenerMetrics:
         self.logins: dict[str, int] = {}
 
 
-class ConnectionState(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionState:
     """A connection to a server at the time of a scrape. Times are seconds."""
 
     number: int

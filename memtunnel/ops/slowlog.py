@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from hashlib import blake2b
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -52,6 +53,27 @@ class Entry(NamedTuple):
     """The hash of its key; empty where it has none."""
     worker: str = ""
 
+    def described(self, epoch: float) -> str:
+        """In one line, for programs: words with ``=``; what there is not is left out."""
+        when = datetime.fromtimestamp(self.settled + epoch, UTC)
+        told = {
+            "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "command": self.command,
+            "status": self.status,
+            "why": self.why,
+            "server": self.server,
+            "connection": self.connection,
+            "worker": self.worker,
+            "total_ms": f"{self.total * 1000:.3f}",
+            "queue_ms": f"{self.queue * 1000:.3f}",
+            "wire_ms": None if self.wire is None else f"{self.wire * 1000:.3f}",
+            "bytes": self.bytes,
+            "key": self.key,
+        }
+        return " ".join(
+            f"{name}={value}" for name, value in told.items() if value not in (None, "")
+        )
+
     def __str__(self) -> str:
         """In one line, for people."""
         wire = "not sent" if self.wire is None else f"wire {self.wire * 1000:.1f} ms"
@@ -76,6 +98,8 @@ class SlowLog:
         self.salt = os.urandom(SALT_LENGTH)
         self.noted: deque[Entry] = deque(maxlen=KEPT)
         self.samples: deque[Entry] = deque(maxlen=KEPT_SAMPLES)
+        self.added = 0
+        """How many were ever kept."""
         self.untold = 0
         """How many were not noted, because they came too fast."""
         self._allowance = Allowance(A_SECOND, 1.0)
@@ -100,12 +124,24 @@ class SlowLog:
 
     def add(self, entry: Entry) -> None:
         """Keep an entry."""
+        self.added += 1
         (self.samples if entry.why == Notable.SAMPLE else self.noted).append(entry)
 
     def __iter__(self) -> Iterator[Entry]:
         """All entries, the newest first."""
         both = (*self.noted, *self.samples)
         return iter(sorted(both, key=attrgetter("settled"), reverse=True))
+
+    def since(self, settled: float) -> list[Entry]:
+        """The entries that are newer than this, the oldest first."""
+        return [entry for entry in self if entry.settled > settled][::-1]
+
+    def described(self, epoch: float) -> list[tuple[str, str]]:
+        """The names and values of ``STAT memtunnel slow``: the newest is 1.
+
+        `epoch` is what makes seconds since the epoch of the monotonic clock's.
+        """
+        return [(str(place), entry.described(epoch)) for place, entry in enumerate(self, 1)]
 
     def _entry(
         self, request: Request, why: Notable, status: int, received: float, now: float, size: int
@@ -126,9 +162,9 @@ class SlowLog:
             why=str(why),
             server=LOCAL if lane is None else lane.server.name,
             connection=connection,
-            total=now - request.arrived,
-            queue=(sent or now) - request.arrived,
-            wire=received - sent if sent else None,
+            total=round(now - request.arrived, 6),
+            queue=round((sent or now) - request.arrived, 6),
+            wire=round(received - sent, 6) if sent else None,
             bytes=asked + size,
             key=blake2b(key, digest_size=4, key=self.salt).hexdigest() if key else "",
         )

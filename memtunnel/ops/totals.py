@@ -26,8 +26,9 @@ from memtunnel.ops.metrics import (
 _COUNTED: Final[dict[type, tuple[str, ...]]] = {
     Metrics: ("servers", "listeners", "degraded_replies", "event_loop_lag", "garbage"),
     ServerMetrics: (
-        "commands", "upstream_duration", "queue_duration", "connect_duration", "connects",
-        "disconnects", "desync", "retries", "flaps", "failovers", "sent_bytes", "received_bytes",
+        "commands", "upstream_duration", "queue_duration", "connect_duration", "dialled",
+        "connects", "disconnects", "desync", "retries", "flaps", "failovers", "sent_bytes",
+        "received_bytes",
     ),
     ListenerMetrics: (
         "connections", "opened", "received_bytes", "sent_bytes", "rejected", "protocol_errors",
@@ -119,7 +120,7 @@ def together(workers: Mapping[str, State], wanted: int, *, draining: bool) -> St
 
 
 def _of_worker(number: str, state: ServerState) -> ServerState:
-    return replace(state, pool=tuple(one._replace(worker=number) for one in state.pool))
+    return replace(state, pool=tuple(replace(one, worker=number) for one in state.pool))
 
 
 def server_together(states: Sequence[ServerState], *, best: bool = False) -> ServerState:

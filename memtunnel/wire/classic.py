@@ -297,6 +297,8 @@ def _stats(words: list[bytes]) -> Command:
         return Say(_DETAIL_USAGE, _O.STAT)
     if group == b"cachedump":
         return Say(b"CLIENT_ERROR stats cachedump not allowed\r\n", _O.STAT)
+    if group == b"memtunnel" and len(words) > 2:
+        group += b" " + words[2]
     if len(group) > MAX_KEY_LENGTH:
         return error(_O.STAT)
     return Stats(group, Statistics(END))
