@@ -101,7 +101,6 @@ class Admin(Resource):
     """All pages, behind one door."""
 
     isLeaf = True
-    _log = Logger(namespace="memtunnel")
 
     def __init__(
         self,
@@ -113,6 +112,7 @@ class Admin(Resource):
         clock: Callable[[], float],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._log = Logger(namespace="memtunnel")
         self._read = read
         self._responsive = responsive
         self._overview = overview

@@ -22,11 +22,10 @@ class Recorder:
     `figures` says whether a line of them is logged each minute.
     """
 
-    _log = Logger(namespace="memtunnel")
-
     def __init__(
         self, read: Callable[[], Deferred[Metrics]], reactor: Any, source: str, *, figures: bool
     ) -> None:
+        self._log = Logger(namespace="memtunnel")
         self.history = History()
         self.figures = figures
         self._read = read
