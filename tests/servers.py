@@ -256,13 +256,14 @@ class Tunnel:
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(PATIENCE)
+            until = time.monotonic() + PATIENCE
+            while self.process.poll() is None and time.monotonic() < until:
+                # Asked again it does not drain; but two signals that come together are one.
+                self.process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(0.2)
+            self.process.kill()
+            self.process.wait(PATIENCE)
         if self.process is not None:
             self.log()
 
