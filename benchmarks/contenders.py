@@ -4,6 +4,7 @@ Chain and name of the server's certificate are checked; all else is left as it c
 """
 
 import contextlib
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -218,26 +219,43 @@ class Workers(Memtunnel):
     FLAGS = ("--workers=2",)
 
 
+class Before(Memtunnel):
+    """Of another tree, which the variable BENCH_BEFORE names: what a change has cost or brought."""
+
+    ENVIRON = {"PYTHONPATH": os.environ.get("BENCH_BEFORE", "")}
+
+
 class Scraped(Memtunnel):
     """With its metrics asked for all the time. A scrape that fails ends the round in its error."""
+
+    #: What is asked for, and every how many seconds.
+    PAGES: tuple[tuple[str, float], ...] = (("/metrics", SCRAPE_INTERVAL),)
 
     @contextlib.contextmanager
     def under_load(self) -> Iterator[None]:
         over = threading.Event()
-        with ThreadPoolExecutor(1) as threads:
-            scraping = threads.submit(self._scrape, over)
+        with ThreadPoolExecutor(len(self.PAGES)) as threads:
+            scraping = [threads.submit(self._scrape, over, *page) for page in self.PAGES]
             try:
                 yield
             finally:
                 over.set()
-            scraping.result()
+            for each in scraping:
+                each.result()
 
-    def _scrape(self, over: threading.Event) -> None:
+    def _scrape(self, over: threading.Event, page: str, interval: float) -> None:
         while not over.is_set():
-            status, _ = self.tunnel.get("/metrics", {"Accept": ACCEPT})
+            status, _ = self.tunnel.get(page, {"Accept": ACCEPT})
             if status != 200:
                 raise ValueError(f"a scrape was answered with {status}")
-            over.wait(SCRAPE_INTERVAL)
+            over.wait(interval)
+
+
+class Watched(Scraped):
+    """With all that lets people see what it does, and somebody who looks."""
+
+    FLAGS = ("--slow-ms=50", "--slow-sample=1000", "--log-format=json", "--log-metrics")
+    PAGES = (*Scraped.PAGES, ("/status", 2.0))
 
 
 CONTENDERS: dict[str, type[Contender]] = {
@@ -249,6 +267,8 @@ CONTENDERS: dict[str, type[Contender]] = {
     "memtunnel-compiled": Compiled,
     "memtunnel-workers": Workers,
     "memtunnel-scraped": Scraped,
+    "memtunnel-watched": Watched,
+    "memtunnel-before": Before,
 }
 #: Those that run where none are named.
 USUAL = ("none", "stunnel", "haproxy", "memtunnel")

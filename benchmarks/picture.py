@@ -28,6 +28,8 @@ COLOURS: Final = {
     "memtunnel-compiled": "#8957e5",
     "memtunnel-workers": "#1f9d94",
     "memtunnel-scraped": "#db61a2",
+    "memtunnel-watched": "#d29922",
+    "memtunnel-before": "#6e7681",
 }
 #: Between white and GitHub's black.
 INK: Final = "#7d848d"

@@ -599,5 +599,5 @@ def test_clients_are_told_of_misses_meanwhile(
     assert client.get(b"k").status == Status.NOT_FOUND
     assert recorder.received == b""
     assert tunnel.get("/readyz")[0] == 503
-    lines = [line for line in tunnel.log().splitlines() if "recorder" in line]
+    lines = [line for line in tunnel.log().splitlines() if "recorder: no connection" in line]
     assert len(lines) == 1, "each dial is said"

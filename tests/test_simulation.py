@@ -48,7 +48,6 @@ def test_a_seed_is_always_the_same_story(seed: int) -> None:
 def retries_writes(patch: pytest.MonkeyPatch) -> None:
     changes = {Opcode.SET, Opcode.INCR, Opcode.APPEND, Opcode.DELETE}
     patch.setattr(server, "READS", binary.READS | changes)
-    patch.setattr(mux, "_KEPT", (True,) * 256)
 
 
 def accepts_a_wrong_opaque(patch: pytest.MonkeyPatch) -> None:
