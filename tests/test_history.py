@@ -94,6 +94,7 @@ def test_a_row_has_what_was_counted_since_the_one_before(metrics: Metrics) -> No
     answer(metrics, 500, server="local")
     metrics.degraded(Opcode.GET, "timeout")
     metrics.server("one").sent_bytes += 100
+    metrics.listener("127.0.0.1:11211").opened += 6
     history.observe(metrics, 14.0)
     first, (row,) = history.after(0)
     assert first == 1
@@ -108,6 +109,7 @@ def test_a_row_has_what_was_counted_since_the_one_before(metrics: Metrics) -> No
         wire_p50=pytest.approx(0.000375),
         wire_p99=pytest.approx(0.0004975),
         clients=STATE.clients,
+        opened=1.5,
         sent_bytes=25.0,
         received_bytes=0.0,
     )

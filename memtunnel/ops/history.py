@@ -120,6 +120,9 @@ class Row(NamedTuple):
     wire_p50: float | None
     wire_p99: float | None
     clients: int
+    """Connected when it ended."""
+    opened: float
+    """Clients that connected."""
     sent_bytes: float
     received_bytes: float
 
@@ -166,6 +169,7 @@ def _row(counted: Totals, now: float, seconds: float, metrics: Metrics) -> Row:
         wire_p50=percentile(counted.wire, 0.5),
         wire_p99=percentile(counted.wire, 0.99),
         clients=0 if state is None else state.clients,
+        opened=counted.opened / seconds,
         sent_bytes=counted.sent_bytes / seconds,
         received_bytes=counted.received_bytes / seconds,
     )
