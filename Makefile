@@ -16,7 +16,7 @@ BUGS ?=
 # What the tests talk to, by Debian's names.
 PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
 	php-cli php-memcached ruby ruby-dalli libcache-memcached-perl libcache-memcached-fast-perl \
-	nodejs netcat-openbsd prometheus openssl gcc libc6-dev python3-dev
+	nodejs netcat-openbsd prometheus openssl chromium gcc libc6-dev python3-dev
 
 # Tests that take a minute of the processor, in memory, without a clock but their own.
 PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/test_simulation.py \
