@@ -46,6 +46,7 @@ from memtunnel.net.tls import load_roots, words_of
 from memtunnel.net.transports import SendAtOnceReactor
 from memtunnel.net.turn import Turn
 from memtunnel.ops import admin
+from memtunnel.ops.epoch import Epoch
 from memtunnel.ops.logs import json_observer
 from memtunnel.ops.overview import Overview
 from memtunnel.ops.recorder import Recorder
@@ -316,7 +317,8 @@ class TunnelService(Service):
             os.environ.get("DYNO") or socket.gethostname(),
             figures=config.log_metrics,
         )
-        self._overview = Overview(self._recorder.history, serving.slow, self._reactor.seconds)
+        seconds = self._reactor.seconds
+        self._overview = Overview(self._recorder.history, serving.slow, seconds, Epoch(seconds))
         self._show_settings(config)
         site = admin.site(
             serving.read,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import platform
-import time
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from random import SystemRandom
@@ -39,6 +38,7 @@ from memtunnel.net.tls import Expectation, make_context
 from memtunnel.net.transports import Resolver, SendAtOnceReactor
 from memtunnel.net.turn import Turn
 from memtunnel.net.upstream import Target
+from memtunnel.ops.epoch import Epoch
 from memtunnel.ops.metrics import Metrics
 from memtunnel.ops.slowlog import Entry, SlowLog
 from memtunnel.status import Status, describe
@@ -154,9 +154,10 @@ class Worker:
             max_clients=max_clients,
         )
         self.metrics.watch(self.status.state)
+        epoch = Epoch(reactor.seconds)
         self.descriptions: dict[bytes, Callable[[], Iterable[tuple[str, str]]]] = {
             b"memtunnel": lambda: describe(self.status.state()),
-            b"memtunnel slow": lambda: self.slow.described(time.time() - reactor.seconds()),
+            b"memtunnel slow": lambda: self.slow.described(epoch()),
         }
         """What STAT answers by itself, by its key."""
 

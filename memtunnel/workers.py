@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -44,6 +43,7 @@ from memtunnel.config import Config
 from memtunnel.core.pacing import Pacing
 from memtunnel.net.downstream import Refusing
 from memtunnel.ops import totals
+from memtunnel.ops.epoch import Epoch
 from memtunnel.ops.metrics import Metrics, State
 from memtunnel.ops.slowlog import SlowLog
 from memtunnel.status import describe
@@ -99,6 +99,7 @@ class Workers:
         """What is counted here."""
         self._kept = {n: new_metrics(reactor) for n in range(1, config.workers + 1)}
         """By number, what those had counted that have ended: so no order of sums changes."""
+        self._epoch = Epoch(reactor.seconds)
         self.slow = SlowLog()
         """What all have noted."""
         self._draining: Deferred[None] | None = None
@@ -243,7 +244,7 @@ class Workers:
         if worker.slow_told == self.slow.added:
             return None
         worker.slow_told = self.slow.added
-        return tuple(self.slow.described(time.time() - self._reactor.seconds()))
+        return tuple(self.slow.described(self._epoch()))
 
     def _look_at_round(self) -> None:
         """End the round if all have answered."""

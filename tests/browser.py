@@ -86,6 +86,8 @@ class Stub:
         self.gate.set()
         self.asked = 0
         """How often for the document."""
+        self.after = 0
+        """The number of the row after which it was asked for."""
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -96,8 +98,9 @@ class Stub:
                 if self.path == "/":
                     policy = {"content-security-policy": content_security_policy()}
                     self._answer(200, "text/html; charset=utf-8", PAGE.read_bytes(), policy)
-                elif self.path == "/status":
+                elif self.path.partition("?")[0] == "/status":
                     stub.asked += 1
+                    stub.after = int(self.path.partition("?after=")[2])
                     stub.gate.wait(PATIENCE)
                     body = stub.body
                     if body is None:

@@ -96,6 +96,7 @@ def history(now: float, rows: int, *, outage: bool = False) -> dict[str, Any]:
     ]
     return {
         "interval": INTERVAL,
+        "first": last - rows + 1,
         "time": [now - INTERVAL * (rows - 1 - place) for place in range(rows)],
     } | {name: [row[name] for row in table] for name in _row(last, False)}
 
@@ -118,6 +119,7 @@ def _row(number: int, outage: bool) -> dict[str, Any]:
         "wire_p50": p50 * 0.86,
         "wire_p99": 0.0021 * tide * draw.uniform(0.7, 1.0),
         "clients": 1200 + number // 20 % 60,
+        "opened": draw.uniform(0.0, 4.0),
         "sent_bytes": requests * 90,
         "received_bytes": requests * 980,
     }

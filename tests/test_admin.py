@@ -63,7 +63,7 @@ def make_metrics() -> Metrics:
 
 
 def make_overview() -> Overview:
-    return Overview(History(), SlowLog(), lambda: 0.0)
+    return Overview(History(), SlowLog(), lambda: 0.0, lambda: 0.0)
 
 
 def make_site(

@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from memtunnel.core.outcomes import STATUS_WORDS
+from memtunnel.ops.epoch import Epoch
 from memtunnel.ops.history import INTERVAL, KEPT, History, Row, Totals, percentile
 from memtunnel.ops.metrics import REQUEST_BOUNDS, Histogram, Metrics
 from memtunnel.ops.overview import Overview
@@ -225,6 +226,17 @@ def test_the_line_is_said_only_where_it_is_wanted(metrics: Metrics, lines: list[
 # --- the document
 
 
+def test_what_has_happened_happened_at_the_same_time_unless_the_clock_is_set() -> None:
+    clock = Clock()
+    wall = [5000.0]
+    epoch = Epoch(clock.seconds, lambda: wall[0])
+    clock.advance(100.0)
+    wall[0] = 5100.01
+    assert epoch() == 5000.0
+    wall[0] = 8700.0
+    assert epoch() == 8600.0
+
+
 def told(overview: Overview, metrics: Metrics, after: int = 0) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(b"".join(overview.render(metrics, STATE, after)))
     return document
@@ -234,7 +246,7 @@ def test_the_document_has_all_that_is_known(metrics: Metrics) -> None:
     clock = Clock()
     clock.advance(1000.0)
     history, slow = History(), SlowLog()
-    overview = Overview(history, slow, clock.seconds, lambda: 5000.0)
+    overview = Overview(history, slow, clock.seconds, lambda: 4000.0)
     overview.slow_ms, overview.slow_sample = 50.0, 1000
     answer(metrics, 7)
     listener = metrics.listener("127.0.0.1:11211")

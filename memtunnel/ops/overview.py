@@ -7,7 +7,6 @@ who look on.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -23,7 +22,7 @@ SLOW: Final = 100
 
 
 class Overview:
-    """`seconds` is the monotonic clock, `wall` that on the wall, in seconds since the epoch.
+    """`seconds` is the monotonic clock, `epoch` makes seconds since the epoch of its own.
 
     `slow_ms` and `slow_sample` are the settings of these names.
     """
@@ -33,18 +32,18 @@ class Overview:
         history: History,
         slow: SlowLog,
         seconds: Callable[[], float],
-        wall: Callable[[], float] = time.time,
+        epoch: Callable[[], float],
     ) -> None:
         self._history = history
         self._slow = slow
         self._seconds = seconds
-        self._wall = wall
+        self._epoch = epoch
         self.slow_ms: float | None = None
         self.slow_sample: int | None = None
 
     def render(self, metrics: Metrics, state: State, after: int = 0) -> Iterator[bytes]:
         """The document, with those rows of the history whose number is higher than `after`."""
-        epoch = self._wall() - self._seconds()
+        epoch = self._epoch()
         yield b"{" + _json(self._head(metrics, state))[1:-1]
         yield b',"servers":['
         yield from _listed(_server(name, one, metrics) for name, one in state.servers.items())
@@ -57,7 +56,7 @@ class Overview:
     def _head(self, metrics: Metrics, state: State) -> dict[str, Any]:
         return {
             "version": __version__,
-            "now": self._wall(),
+            "now": self._seconds() + self._epoch(),
             "uptime": state.uptime,
             "pid": state.pid,
             "ready": state.ready,
