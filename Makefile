@@ -32,7 +32,7 @@ PURE_ON_COMPILED := $(patsubst %,compiled/%,$(filter-out $(ONCE),$(PURE)))
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
 .PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz simulate torture \
-	seeded-bugs clean $(PURE) $(PURE_ON_COMPILED)
+	seeded-bugs pictures clean $(PURE) $(PURE_ON_COMPILED)
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -116,6 +116,10 @@ simulate: .venv/test
 # TORTURE=--help tells all of it.
 torture: .venv/test system
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m torture $(TORTURE)
+
+# The pictures in docs/observability.md, by the status page itself in a browser.
+pictures: .venv/test system
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P tests/pictures.py
 
 # Sixteen bugs, one by one, and which tests catch them; BUGS=--quick leaves out what does by chance.
 seeded-bugs: .venv/test

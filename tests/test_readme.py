@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import clients
+import pictures
 import pytest
 
 from benchmarks import tables
@@ -103,6 +104,13 @@ def test_every_word_for_an_end_is_explained() -> None:
     assert words_under("Why a reply is degraded") == [str(each) for each in Reason]
 
 
+def test_every_picture_is_there_and_shown() -> None:
+    shown = set(re.findall(r"\]\(pictures/([\w-]+)\.png\)", OBSERVABILITY))
+    assert shown == set(pictures.PICTURES)
+    shown |= set(re.findall(r"\]\(docs/pictures/([\w-]+)\.png\)", README))
+    assert shown == {path.stem for path in pictures.FOLDER.iterdir()}
+
+
 def test_every_part_of_a_slow_request_is_explained() -> None:
     _, _, section = OBSERVABILITY.partition("\n## Slow and failed requests\n")
     rows = re.findall(r"(?m)^\| (`.*?) \| ", section.partition("\n#")[0])
@@ -157,9 +165,8 @@ def test_every_command_exists() -> None:
     tools = set(re.findall(r"(?m)^(?:\w+=\S+ )*memtunnel ([a-z]+)\b", "\n".join(COMMANDS)))
     assert tools == set(TOOLS)
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(
-        re.findall(r"`make ([a-z-]+)", README) + re.findall(r"(?m)^make ([a-z-]+)", README)
-    )
+    told = README + OBSERVABILITY
+    targets = set(re.findall(r"`make ([a-z-]+)", told) + re.findall(r"(?m)^make ([a-z-]+)", told))
     assert targets >= {"run", "test", "test-all", "stress", "bench"}
     for target in targets:
         assert re.search(rf"(?m)^{target}:", makefile), target
