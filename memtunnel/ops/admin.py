@@ -76,7 +76,7 @@ def site(
     """
     if token is not None and not token.reveal():
         raise ValueError("the token of the admin port is empty")
-    return _QuietSite(  # type: ignore[no-untyped-call]
+    return AdminSite(  # type: ignore[no-untyped-call]
         Admin(read, responsive, overview, token, reactor, clock),
         requestFactory=_BodylessRequest,
         reactor=reactor,
@@ -84,7 +84,7 @@ def site(
     )
 
 
-class _QuietSite(Site):
+class AdminSite(Site):
     noisy = False
     displayTracebacks = False
 
