@@ -526,5 +526,5 @@ def reserved_files(config: Config) -> int:
 
 
 def in_words(problem: Exception) -> str:
-    """A problem as one line."""
-    return " ".join(str(problem).split())
+    """A problem as one line; of several mistakes, each with a semicolon before the next one."""
+    return "; ".join(" ".join(line.split()) for line in str(problem).splitlines())

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import servers
 
+from memtunnel.service import in_words
+
 PIDFILE = "memtunnel.pid"
 
 
@@ -206,3 +208,7 @@ def test_clients_get_the_file_descriptors_that_connections_to_servers_do_not_nee
         assert f"--max-clients lowered to {512 - reserved}:" in tunnel.log()
     finally:
         tunnel.stop()
+
+
+def test_several_mistakes_are_one_line_of_the_log_and_can_be_told_apart() -> None:
+    assert in_words(ValueError("--a: 1\n--b:  2")) == "--a: 1; --b: 2"
