@@ -315,6 +315,8 @@ class Connection(Protocol):
 
     def connectionMade(self) -> None:
         self.factory.connections.add(self)
+        # Or an answer waits until the one before it is acknowledged: 40 ms for some of them.
+        self.transport.setTcpNoDelay(True)
         # While a client does not read its answers, none of its requests are read.
         self.transport.registerProducer(self.transport, True)
 

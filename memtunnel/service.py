@@ -425,6 +425,7 @@ class TunnelService(Service):
             f"  printf 'set a 0 0 5\\r\\nhello\\r\\nget a\\r\\nquit\\r\\n' | nc {where}\n"
             f"  curl http://{scrape}/readyz\n"
             f"  curl http://{scrape}/metrics\n"
+            f"  http://{scrape}/ in a browser\n"
         )
 
     # Other settings
