@@ -28,11 +28,14 @@ ONCE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_cer
 	tests/test_readme.py tests/test_seeded_bugs.py tests/test_start_errors.py \
 	tests/test_status_of_a_running_tunnel.py tests/test_status_page.py tests/test_supervisor.py \
 	tests/test_tls.py tests/test_top.py tests/test_transports.py
+# Tests whose programs wait for nobody's deadline: they may share the processor as well.
+ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_dashboard.py \
+	tests/test_packaging.py tests/test_status_page.py
 PURE_ON_COMPILED := $(patsubst %,compiled/%,$(filter-out $(ONCE),$(PURE)))
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
 .PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz simulate torture \
-	seeded-bugs pictures clean $(PURE) $(PURE_ON_COMPILED)
+	seeded-bugs pictures clean aside $(PURE) $(PURE_ON_COMPILED)
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -49,12 +52,15 @@ test: .venv/test system
 
 # What needs the processor and nothing else goes side by side; all else has time limits to keep.
 test-all: lint system
-	$(MAKE) --jobs=2 --output-sync $(PURE) $(PURE_ON_COMPILED)
-	$(BIN)/pytest $(PURE:%=--ignore=%)
+	$(MAKE) --jobs=2 --output-sync $(PURE) aside $(PURE_ON_COMPILED)
+	$(BIN)/pytest $(patsubst %,--ignore=%,$(PURE) $(ASIDE))
 	$(ON_COMPILED) $(patsubst %,--ignore=%,$(ONCE) $(PURE))
 
 $(PURE): .venv/test
 	$(BIN)/pytest $@
+
+aside: .venv/test
+	$(BIN)/pytest $(wildcard $(ASIDE))
 
 $(PURE_ON_COMPILED): compiled
 	$(ON_COMPILED) $(@:compiled/%=%)
