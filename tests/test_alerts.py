@@ -85,3 +85,9 @@ def test_it_is_seen_if_one_is_never_raised_or_too_soon(
         for rule in RULES
         for severity in re.findall(r"severity: (\w+)", rule)
     }
+
+
+def test_each_is_explained() -> None:
+    docs = (FOLDER.parent.parent / "docs" / "observability.md").read_text()
+    told = re.findall(r"(?m)^\| `(Memtunnel\w+)` \|", docs)
+    assert told == list(dict.fromkeys(map(name_of, RULES)))
