@@ -175,24 +175,26 @@ def makeService(options: Options) -> Service:
     service = TunnelService(
         config, reactor, roots, settings, foreground=foreground, terminal=_terminal()
     )
-    if config.log_format == "json" and options.parent is not None:
-        service.observer = json_observer(_log_file(options.parent))
+    twistd = options.parent
+    # With a --logger of its own twistd asks for no other.
+    if config.log_format == "json" and twistd is not None and not twistd.get("logger"):
+        service.observer = json_observer(_log_file(twistd, reactor))
     return service
 
 
-def _log_file(twistd: Mapping[str, Any]) -> TextIO:
+def _log_file(twistd: Mapping[str, Any], reactor: Any) -> TextIO:
     """Where twistd's own options say that the log goes."""
     name = twistd["logfile"]
     if twistd.get("syslog"):
         problem = "--log-format json: syslog takes text only"
     elif name == "-" and not twistd["nodaemon"]:
-        problem = "a daemon cannot log to standard output"
+        problem = "--logfile -: a daemon cannot log to standard output"
     elif twistd["nodaemon"] and name in (None, "", "-"):
         return sys.stdout
     else:
         file = LogFile.fromFullPath(name or "twistd.log")
         if not signal.getsignal(signal.SIGUSR1):
-            signal.signal(signal.SIGUSR1, lambda *_: file.rotate())
+            signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(file.rotate))
         return cast(TextIO, file)
     print(f"memtunnel: {problem}", file=sys.stderr)
     raise SystemExit(1)

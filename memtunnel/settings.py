@@ -265,7 +265,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(name="slow-ms", parse=time_in("milliseconds", 60_000), metavar="MS",
             sentence="From how many milliseconds on a request is slow: it is kept for the status"
             " page and STAT memtunnel slow, and logged, as failed ones are in any case.",
-            caution="Keys are shown as a salted hash; at most 10 lines a minute are logged."),
+            caution="Keys are shown as a salted hash; at most 10 lines a minute are logged, in each"
+            " worker."),
     Setting(name="slow-sample", parse=whole(1, 1_000_000_000), metavar="N",
             sentence="Keep one in so many requests there as well, whatever it took.",
             caution="Samples are not logged; below some hundreds they cost time."),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Final
 
 from memtunnel import __version__
 from memtunnel.core.budget import Budget
@@ -18,6 +20,8 @@ from memtunnel.net.upstream import Upstream
 from memtunnel.ops.metrics import ConnectionState, ServerState, State
 from memtunnel.ops.totals import server_together
 
+#: Connections of one pool that are told of one by one.
+TOLD: Final = 64
 _SHOWN = tuple(state for state in UpstreamState if state is not UpstreamState.LOST)
 
 
@@ -106,7 +110,7 @@ class Status:
             last_lost=pool.last_lost,
             last_lost_age=now - pool.last_lost_at if pool.last_lost else None,
             address=server.address,
-            pool=tuple(_connection(upstream, now) for upstream in pool.upstreams),
+            pool=tuple(_connection(one, now) for one in islice(pool.upstreams, TOLD)),
         )
 
 

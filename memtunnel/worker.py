@@ -81,6 +81,11 @@ def policy(config: Config) -> Policy:
     )
 
 
+def tells_keys(config: Config) -> bool:
+    """Whether a client may see by their hashes for which keys others ask."""
+    return config.client_auth != "passthrough"
+
+
 def new_metrics(reactor: Any) -> Metrics:
     """Counts that begin now, of what this process is made of."""
     return Metrics(
@@ -123,6 +128,7 @@ class Worker:
         """When clients are closed, or given up if they are being closed."""
         self.metrics = new_metrics(reactor)
         self.slow = SlowLog(self._say_slow)
+        self.slow.tells_keys = tells_keys(config)
         self.budget = Budget(config.max_buffer)
         self.listeners: list[Listener] = []
         self._roots: list[bytes] | None = None
@@ -137,7 +143,7 @@ class Worker:
             self.budget,
             self.metrics,
             self._sweep_later,
-            self._describe,
+            self._own_statistics,
             lambda login: self.logins.log_in(login),
             self.slow.note,
         )
@@ -286,7 +292,7 @@ class Worker:
         except Exception:
             self._log.failure("while looking after connections")
 
-    def _describe(self, key: bytes) -> Iterable[tuple[str, str]] | None:
+    def _own_statistics(self, key: bytes) -> Iterable[tuple[str, str]] | None:
         """The tunnel's own statistics, if that is what STAT asks for."""
         describe = self.descriptions.get(key)
         return None if describe is None else describe()
@@ -294,7 +300,7 @@ class Worker:
     def _say_slow(self, entry: Entry, unsaid: int) -> None:
         more = f"; {unsaid} more were not logged" if unsaid else ""
         fields = entry._asdict()
-        del fields["settled"], fields["worker"]
+        del fields["settled"], fields["number"], fields["worker"]
         self._log.warn(
             "{server}: {_words}{_more}",
             event="request",

@@ -80,8 +80,8 @@ class WorkerProcess:
         self._has_room = True
         self._description: tuple[tuple[str, str], ...] = ()
         self._slow: tuple[tuple[str, str], ...] = ()
-        self._slow_told = float("-inf")
-        """When the request was settled that was told of last."""
+        self._slow_told = 0
+        """The number of the slow request that was told of last."""
         self._round = 0
         self.channel = Channel(self._told, self._orphaned)
 
@@ -157,9 +157,8 @@ class WorkerProcess:
 
     def _send_reading(self, worker: Worker) -> None:
         worker.metrics.garbage = garbage()
-        slow = tuple(worker.slow.since(self._slow_told))
-        if slow:
-            self._slow_told = slow[-1].settled
+        slow = tuple(worker.slow.after(self._slow_told))
+        self._slow_told = worker.slow.added
         self.channel.tell(
             Reading(
                 number=self._round,

@@ -47,7 +47,7 @@ from memtunnel.ops.epoch import Epoch
 from memtunnel.ops.metrics import Metrics, State
 from memtunnel.ops.slowlog import SlowLog
 from memtunnel.status import describe
-from memtunnel.worker import new_metrics
+from memtunnel.worker import new_metrics, tells_keys
 from memtunnel.worker_process import CHANNEL
 
 #: Seconds between two readings of all workers.
@@ -101,6 +101,7 @@ class Workers:
         """By number, what those had counted that have ended: so no order of sums changes."""
         self._epoch = Epoch(reactor.seconds)
         self.slow = SlowLog()
+        self.slow.tells_keys = tells_keys(config)
         """What all have noted."""
         self._draining: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None
@@ -244,7 +245,7 @@ class Workers:
         if worker.slow_told == self.slow.added:
             return None
         worker.slow_told = self.slow.added
-        return tuple(self.slow.described(self._epoch()))
+        return self.slow.described(self._epoch())
 
     def _look_at_round(self) -> None:
         """End the round if all have answered."""
@@ -375,7 +376,7 @@ class Workers:
             self._log.emit(
                 LogLevel.lookupByName(message.level),
                 "worker {worker}: " + message.format,
-                worker=worker.number,
+                worker=str(worker.number),
                 **message.fields,
             )
 

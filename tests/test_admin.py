@@ -23,7 +23,7 @@ from twisted.web.test.requesthelper import DummyRequest
 from memtunnel.ops import admin
 from memtunnel.ops.exposition import Exposition
 from memtunnel.ops.history import History
-from memtunnel.ops.metrics import Metrics, ServerState, State
+from memtunnel.ops.metrics import ConnectionState, Metrics, ServerState, State
 from memtunnel.ops.overview import Overview
 from memtunnel.ops.slowlog import SlowLog
 from memtunnel.wire.binary import Opcode
@@ -45,6 +45,7 @@ SERVER = ServerState(
     verify="full",
     tls=("TLSv1.3", "TLS_AES_256_GCM_SHA384"),
     certificate_not_after=2e9,
+    pool=(ConnectionState(number=1, state="warm", age=1.0, in_flight=0, round_trip=None),),
 )
 READY = State(
     ready=True,
@@ -170,6 +171,7 @@ async def test_readyz_tells_the_state_of_each_server(site: Site) -> None:
     told = json.loads(answer.body)
     assert told["ready"] is True
     assert told["servers"]["mc1<b>"]["up"] is True
+    assert told["servers"]["mc1<b>"]["pool"] == [], "each by itself is for /status"
     site.state = NOT_READY
     answer = await site.get("/readyz")
     assert answer.code == 503
@@ -214,6 +216,7 @@ async def test_status_is_a_document_of_everything(site: Site) -> None:
     told = json.loads(answer.body)
     assert told["ready"] is True
     assert [server["name"] for server in told["servers"]] == ["mc1<b>"]
+    assert told["servers"][0]["connections"][0]["state"] == "warm"
     assert told["history"]["time"] == told["slow"] == []
 
 

@@ -178,14 +178,21 @@ def test_it_looks_at_each_interval_until_it_is_stopped(metrics: Metrics) -> None
 
 def test_a_reading_that_hangs_or_fails_ends_nothing(metrics: Metrics, lines: list[str]) -> None:
     clock = Clock()
-    readings: Iterator[Deferred[Metrics]] = iter(
-        [succeed(metrics), Deferred(), fail(OSError("broken")), succeed(metrics)]
+    readings: Iterator[Deferred[Metrics] | None] = iter(
+        [succeed(metrics), Deferred(), fail(OSError("broken")), None, succeed(metrics)]
     )
-    recorder = Recorder(lambda: next(readings), clock, "here", figures=False)
+
+    def read() -> Deferred[Metrics]:
+        reading = next(readings)
+        if reading is None:
+            raise OSError("broken at once")
+        return reading
+
+    recorder = Recorder(read, clock, "here", figures=False)
     recorder.start()
-    clock.pump([INTERVAL] * 3)
+    clock.pump([INTERVAL] * 4)
     assert len(recorder.history.after(0)[1]) == 1
-    assert lines == ["figures could not be read"]
+    assert lines == ["figures could not be read"] * 2
 
 
 def test_each_minute_has_a_line_of_figures(metrics: Metrics, lines: list[str]) -> None:

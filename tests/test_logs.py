@@ -48,6 +48,20 @@ def test_what_is_not_json_is_told_in_words_and_stays_one_line() -> None:
     assert written.lines == [{"level": "info", "message": "/a\nb\n{}", "path": "/a\nb"}]
 
 
+def test_what_all_lines_have_is_not_taken_for_a_part() -> None:
+    written = Written()
+    written.logger().info("{time} {message}", time="x", message="y")
+    assert written.lines == [{"level": "info", "message": "x y"}]
+
+
+def test_a_line_is_ascii_whatever_is_in_it() -> None:
+    file = io.StringIO()
+    publisher = LogPublisher(json_observer(file))
+    Logger(namespace="memtunnel", observer=publisher).info("{path}", path="\udcff\u2028")
+    assert file.getvalue().isascii()
+    assert len(file.getvalue().splitlines()) == 1
+
+
 def test_others_are_told_by_their_origin_without_their_parts() -> None:
     written = Written()
     written.logger("twisted.web").info("{secret}", secret="x")

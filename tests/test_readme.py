@@ -115,7 +115,7 @@ def test_every_part_of_a_slow_request_is_explained() -> None:
     _, _, section = OBSERVABILITY.partition("\n## Slow and failed requests\n")
     rows = re.findall(r"(?m)^\| (`.*?) \| ", section.partition("\n#")[0])
     told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert told == {"time", *Entry._fields} - {"settled"}
+    assert told == {"time", *Entry._fields} - {"settled", "number"}
 
 
 def test_the_flags_of_meta_commands_are_as_told() -> None:

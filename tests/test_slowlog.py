@@ -16,6 +16,8 @@ from memtunnel.core.outcomes import Notable
 from memtunnel.core.session import Session
 from memtunnel.core.text_session import TextSession
 from memtunnel.ops.slowlog import A_SECOND, KEPT, KEPT_SAMPLES, LINES, Entry, SlowLog
+from memtunnel.wire.binary import Status, request
+from memtunnel.wire.sasl import Credentials, Secret
 
 PROTOCOLS = pytest.mark.parametrize("speaks", [BinarySession, TextSession])
 
@@ -176,12 +178,31 @@ def test_one_that_was_never_sent_has_no_connection_and_no_time_on_the_wire() -> 
     assert entry.queue == entry.total == pytest.approx(0.5)
 
 
-def test_one_that_was_too_large_is_noted_without_a_server() -> None:
-    seen = Observed(max_value_size=100)
+def test_one_that_there_was_no_memory_for_is_noted_without_a_server() -> None:
+    seen = Observed(limit=100)
     client = seen.house.client()
-    client.send(store(b"a", b"x" * 101, opcode=O.ADD))
+    frame = store(b"a", b"x" * 1000)
+    client.send(frame[:500], frame[500:])
     (entry,) = seen.entries
-    assert (entry.server, entry.status, entry.why) == ("local", "too_large", "failed")
+    assert (entry.server, entry.status, entry.why) == ("local", "overloaded", "failed")
+    assert entry.key
+
+
+@PROTOCOLS
+def test_a_verdict_is_no_failure(speaks: type[Session]) -> None:
+    """Though it bears the same word: the value or the login is wrong, and nothing was lost."""
+    seen = Observed(max_value_size=100, credentials=Credentials(username="u", password=Secret("p")))
+    client = seen.house.client(speaks)
+    stores(client, b"u", b"wrong")  # a login, in text
+    if speaks is BinarySession:
+        message = request(O.SASL_AUTH, b"PLAIN", value=b"\0u\0wrong")
+        client.send(message, store(b"a", b"x" * 101, opcode=O.ADD))
+        stores(client, b"a", b"x" * 50)
+        link = seen.house.links[0]
+        link.deliver(link.refuse(Status.TOO_LARGE))
+    seen.house.serve()
+    assert seen.entries == []
+    assert client.received
 
 
 def test_what_only_waited_for_others_is_not_slow_itself() -> None:
@@ -221,6 +242,32 @@ def test_one_in_so_many_is_a_sample(speaks: type[Session], together: int) -> Non
     asked = 1 + next(numbers)
     assert len(house.noted) == asked // 10
     assert {noted.why for noted in house.noted} == {Notable.SAMPLE}
+
+
+@PROTOCOLS
+def test_one_that_is_answered_out_of_order_is_noted_like_any_other(speaks: type[Session]) -> None:
+    """And counts for the samples only once."""
+    house = House(2, slow=0.05, sample=10)
+    client = house.client(speaks)
+    first, second = house.key_on(0), house.key_on(1)
+    for key in (first, second):
+        stores(client, key, b"x")
+    house.serve()
+    house.noted.clear()
+    for _ in range(40):
+        asks(client, [first, second])
+        for link in house.links:
+            link.pull()
+        house.links[1].deliver(house.links[1].execute())
+        house.serve()
+    assert [noted.why for noted in house.noted] == [Notable.SAMPLE] * 8
+    asks(client, [first])
+    house.now += 0.03
+    asks(client, [first, second])
+    house.now += 0.03
+    house.noted.clear()
+    house.serve()
+    assert [noted.why for noted in house.noted] == [Notable.SLOW]
 
 
 def test_a_slow_request_is_slow_though_it_were_a_sample_too() -> None:
@@ -287,8 +334,47 @@ def test_in_a_flood_most_are_only_counted() -> None:
     seen.house.pass_time(0.5)
     assert len(seen.entries) == A_SECOND + 1
     entry, unsaid = seen.said[-1]
-    assert entry is seen.entries[0]
+    assert entry.key == seen.entries[0].key
     assert unsaid == flood - LINES
+
+
+def test_samples_do_not_count_among_the_others_that_come_at_once() -> None:
+    seen = Observed(sample=1)
+    client = seen.house.client()
+    for number in range(2 * A_SECOND):
+        asks(client, [b"%d" % number])
+        seen.house.serve()
+    seen.house.links[0].lose()
+    asks(client, [b"lost"])
+    seen.house.pass_time(0.5)
+    assert seen.entries[0].why == "failed"
+
+
+def test_what_was_told_before_is_not_told_again_whenever_it_was_settled() -> None:
+    log = SlowLog()
+    one = Entry(2.0, "get", "hit", "slow", "s", 1, 0.1, 0.0, 0.1, 50, "")
+    log.add(one)
+    assert [entry.settled for entry in log.after(0)] == [2.0]
+    log.add(one._replace(settled=1.0))
+    log.add(one._replace(settled=1.0, why="sample"))
+    assert [entry.why for entry in log.after(1)] == ["slow", "sample"]
+    assert log.after(3) == []
+
+
+def test_clients_that_must_not_know_of_others_are_told_no_keys() -> None:
+    seen = Observed(sample=1)
+    asks(seen.house.client(), [b"a"])
+    seen.house.serve()
+    ((name, value),) = seen.log.described(0.0)
+    assert (name, value.split()[0]) == ("1", "time=1970-01-01T00:16:40.000Z")
+    assert " key=" in value
+    hidden = SlowLog()
+    hidden.tells_keys = False
+    hidden.add(seen.entries[0])
+    ((_, value),) = hidden.described(0.0)
+    assert " key=" not in value
+    hidden.add(seen.entries[0])
+    assert len(hidden.described(0.0)) == 2, "it is made anew when there is more to tell"
 
 
 def test_the_newest_are_kept_and_samples_take_no_place_of_others() -> None:

@@ -174,8 +174,6 @@ class Answers:
         while owed and (frame := owed[0].answer) is not None:
             request = owed.popleft()
             self.owed_bytes -= request.size
-            if request.status != _COUNTED:
-                tunnel.settled(request, request.status, request.received, now, len(frame))
             if frame:
                 if not out:
                     tunnel.ready.append(self)
@@ -183,6 +181,9 @@ class Answers:
                 self._stored -= len(frame)
                 tunnel.budget.used -= len(frame)
                 request.answer = b""
+            if request.status != _COUNTED:
+                tunnel.settled(request, request.status, request.received, now, len(frame))
+            request.frame = None
         if not out:
             # Silence is progress too: the client may be closed, or be read from again.
             tunnel.ready.append(self)

@@ -355,12 +355,14 @@ class BinarySession(Session):
         if number == 1:
             owed.popleft()
             alike.answer = b""
+            alike.frame = None
             self.owed_bytes -= alike.size
         else:
             number = 0
             for request in requests:
                 owed.popleft()
                 request.answer = b""
+                request.frame = None
                 self.owed_bytes -= request.size
                 if (
                     request.opcode != alike.opcode

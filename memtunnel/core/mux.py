@@ -42,7 +42,7 @@ _STAT: Final = int(Opcode.STAT)
 _AUTH_FAILED: Final = int(Status.AUTH_FAILED)
 #: Commands that any login may use: told 0x20, the connection is no longer logged in.
 _LOGIN_PROOF: Final = GETS | {Opcode.NOOP}
-#: So much of a frame is kept once it is written, for its key: all of it if it reads.
+#: So much of a frame is kept until it is answered, for its key: all of it if it reads.
 _HEAD: Final = HEADER_LENGTH + 20 + MAX_KEY_LENGTH
 
 
@@ -149,6 +149,7 @@ class Multiplexer:
         unsent, self._unsent = self._unsent, []
         self.unsent_bytes = 0
         entries = self._entries
+        number = self.number
         opaque = self._next
         # Opaques are written over in place: to join the pieces around them costs twice as much.
         written = bytearray()
@@ -160,6 +161,7 @@ class Multiplexer:
             # Registered before its first byte is written: an answer may overtake the write.
             entries[opaque] = request
             request.sent = now
+            request.connection = number
             frame = request.frame
             assert frame is not None
             written += frame
@@ -300,7 +302,7 @@ class Multiplexer:
         self, owner: Owner, run: list[Request], data: bytearray, start: int, stop: int, now: float
     ) -> None:
         lane = run[0].lane
-        self.round_trip = now - run[0].sent
+        self.round_trip = now - run[-1].sent
         self.load -= len(run)
         if lane is not None:
             lane.in_flight -= len(run)
@@ -316,7 +318,6 @@ class Multiplexer:
         """
         lane = request.lane
         request.mux = None
-        request.connection = self.number
         if not request.sent:
             self.load -= 1
             self.unsent_bytes -= request.size
@@ -343,7 +344,6 @@ class Multiplexer:
         self.load = 0
         for request in written:
             request.mux = None
-            request.connection = self.number
         for request in unsent:
             request.mux = None
         return written, unsent

@@ -57,8 +57,11 @@ class Reason(StrEnum):
     """The answer was larger than `--max-value-size`."""
 
 
-#: By reason, its index in `STATUS_WORDS`.
-REASON_STATUS: Final = {reason: STATUS_WORDS.index(reason.value) for reason in Reason}
+#: Added to the index in `STATUS_WORDS` of what is degraded: a server's verdict may bear the same
+#: word.
+DEGRADED: Final = 64
+#: By reason, the status of a degraded reply.
+REASON_STATUS: Final = {reason: STATUS_WORDS.index(reason.value) + DEGRADED for reason in Reason}
 
 _WORD_OF: Final[dict[int, int]] = {
     status: STATUS_WORDS.index(word)

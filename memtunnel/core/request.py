@@ -52,7 +52,8 @@ class Request:
     """A request frame on its way.
 
     `opcode` and `opaque` (four bytes) are its owner's; `frame` is what goes upstream, in the
-    loud form; once that is written only what has its key is kept, which is all of what reads.
+    loud form; once that is written only what has its key is kept, which is all of what reads, and
+    nothing once it is answered.
     `size` is its length in bytes, and that of its answer once that is coming. Times are seconds of
     the monotonic clock; `sent` is 0 until the frame was handed to a transport.
     """
@@ -79,7 +80,7 @@ class Request:
     )
 
     connection: int
-    """The number of the connection that it was written to; set when that is over."""
+    """The number of the connection that it was written to; set together with `sent`."""
     reply: Reply
     """How its outcome is told; set only by who does not pass on frames."""
     received: float

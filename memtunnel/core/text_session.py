@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from operator import is_not
 from typing import TYPE_CHECKING, Final
 
 from memtunnel.core.answers import HIT, Client, ListenerCounts
@@ -412,8 +413,13 @@ class TextSession(Session):
         owed = self._owed
         tunnel = self.tunnel
         number = len(requests)
-        slow = now - requests[0].arrived >= tunnel.slow
-        if self.choked or slow or tunnel.until_sample <= number:
+        if (
+            self.choked
+            or owed[0] is not requests[0]
+            or now - requests[0].arrived >= tunnel.slow
+            or tunnel.until_sample <= number
+            or (number > 1 and any(map(is_not, owed, requests)))
+        ):
             one_by_one(self.answered, requests, data, start, now)
             return
         tunnel.until_sample -= number
@@ -422,22 +428,20 @@ class TextSession(Session):
             tunnel.ready.append(self)
         for request in requests:
             stop = start + HEADER_LENGTH + unpack_length(data, start)[0]
-            if owed[0] is request:
-                owed.popleft()
-                request.answer = b""
-                self.owed_bytes -= request.size
-                text = request.reply.told(0, data, start, stop)
-                if text:
-                    out.append(text)
-                lane = request.lane
-                assert lane is not None
-                sent = request.sent
-                lane.server.counts.answered(request.opcode, HIT, request.arrived, sent, now, now)
-                if owed and owed[0].answer is not None:
-                    self._emit(now)
-            else:
-                self.answered(request, 0, bytes(data[start:stop]), 0, stop - start, now)
+            owed.popleft()
+            request.answer = b""
+            request.frame = None
+            self.owed_bytes -= request.size
+            text = request.reply.told(0, data, start, stop)
+            if text:
+                out.append(text)
+            lane = request.lane
+            assert lane is not None
+            sent = request.sent
+            lane.server.counts.answered(request.opcode, HIT, request.arrived, sent, now, now)
             start = stop
+        if owed and owed[0].answer is not None:
+            self._emit(now)
 
     def _degraded(self, request: Request) -> bytes:
         return request.reply.degraded(as_error=self.tunnel.policy.errors_on_unavailable)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from memtunnel.core.budget import Budget
 from memtunnel.core.cluster import Cluster
 from memtunnel.core.deadlines import Deadlines
-from memtunnel.core.outcomes import REASON_STATUS, STATUS_WORDS, Notable, Reason
+from memtunnel.core.outcomes import DEGRADED, Notable, Reason
 from memtunnel.core.request import Request
 from memtunnel.core.server import ServerCounts
 from memtunnel.wire.binary import BODYLESS, LOUD, Opcode
@@ -25,8 +25,6 @@ FIRST_VERSION: Final = b"1.6.0"
 Note = Callable[[Request, Notable, int, float, float, int], None]
 #: Never, as a number of requests.
 _NEVER: Final = 1 << 60
-#: By index in `STATUS_WORDS`: whether the reply was a degraded one.
-_FAILED: Final = tuple([index in REASON_STATUS.values() for index in range(len(STATUS_WORDS))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,19 +128,23 @@ class Tunnel:
     ) -> None:
         """Count a request, and note it if it is worth it.
 
-        `status` and times are those of `ServerCounts.answered`, `size` is that of its answer.
+        Times are those of `ServerCounts.answered`, as is `status`, to which `DEGRADED` may have
+        been added; `size` is that of its answer.
         """
         lane = request.lane
         opcode = LOUD[request.opcode]
         arrived = request.arrived
+        degraded = status >= DEGRADED
+        if degraded:
+            status -= DEGRADED
         if lane is None:
             self.counts.local.answered(opcode, status, arrived, request.sent, received, now)
-            if not _FAILED[status]:
+            if not degraded:
                 return  # it only waited for others, which are seen themselves
         else:
             lane.server.counts.answered(opcode, status, arrived, request.sent, received, now)
             self.until_sample -= 1
-        if _FAILED[status]:
+        if degraded:
             why = Notable.FAILED
         elif now - arrived >= self.slow:
             why = Notable.SLOW

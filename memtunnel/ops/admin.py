@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
@@ -194,7 +194,9 @@ class Admin(Resource):
         state = _state(metrics)
         code = 200 if state.ready else 503
         if trusted:
-            _answer(request, code, _JSON, json.dumps(asdict(state), indent=2) + "\n")
+            # Each connection by itself is for /status: there may be hundreds.
+            told = json.dumps(asdict(_without_pools(state)), indent=2)
+            _answer(request, code, _JSON, told + "\n")
         else:
             _answer(request, code, _TEXT, "ready\n" if state.ready else "not ready\n")
 
@@ -224,7 +226,7 @@ class Admin(Resource):
 
     def _failed(self, failure: Failure, request: Any) -> None:
         # The head may be out: only a cut tells the other side that the rest is missing.
-        self._log.failure("metrics could not be rendered", failure)
+        self._log.failure("a page could not be rendered", failure)
         request.loseConnection()
 
     def _turn(self) -> Callable[[], bool]:
@@ -236,6 +238,12 @@ def _state(metrics: Metrics) -> State:
     state = metrics.state()
     assert state is not None, "nobody to ask"
     return state
+
+
+def _without_pools(state: State) -> State:
+    servers = {name: replace(server, pool=()) for name, server in state.servers.items()}
+    workers = {number: _without_pools(worker) for number, worker in state.workers.items()}
+    return replace(state, servers=servers, workers=workers)
 
 
 def is_loopback(address: Any) -> bool:

@@ -30,16 +30,16 @@ def json_line(event: LogEvent) -> str | None:
     if not message:
         return None
     when = datetime.fromtimestamp(event["log_time"], UTC)
-    line = {
+    line: dict[str, Any] = {
         "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": event["log_level"].name,
         "message": message,
     }
     if event["log_namespace"] == NAMESPACE:
-        line |= fields(event)
+        line = line | fields(event) | line
     else:
         line["origin"] = event["log_namespace"]
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=str) + "\n"
+    return json.dumps(line, separators=(",", ":"), default=str) + "\n"
 
 
 def fields(event: LogEvent) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _server(name: str, state: ServerState, metrics: Metrics) -> dict[str, Any]:
 
 def _entry(entry: Entry, epoch: float) -> dict[str, Any]:
     told = {"time": entry.settled + epoch, **entry._asdict()}
-    del told["settled"]
+    del told["settled"], told["number"]
     return told
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -47,7 +47,7 @@ class Recorder:
 
     def _look(self) -> None:
         # Not waited for: those who hang are no reason to look less often.
-        self._read().addCallback(self._observe).addErrback(
+        maybeDeferred(self._read).addCallback(self._observe).addErrback(
             lambda failure: self._log.failure("figures could not be read", failure)
         )
 

@@ -52,8 +52,10 @@ class Entry(NamedTuple):
     key: str
     """The hash of its key; empty where it has none."""
     worker: str = ""
+    number: int = 0
+    """Counts the entries that a log ever kept."""
 
-    def described(self, epoch: float) -> str:
+    def described(self, epoch: float, *, with_key: bool) -> str:
         """In one line, for programs: words with ``=``; what there is not is left out."""
         when = datetime.fromtimestamp(self.settled + epoch, UTC)
         told = {
@@ -68,7 +70,7 @@ class Entry(NamedTuple):
             "queue_ms": f"{self.queue * 1000:.3f}",
             "wire_ms": None if self.wire is None else f"{self.wire * 1000:.3f}",
             "bytes": self.bytes,
-            "key": self.key,
+            "key": self.key if with_key else "",
         }
         return " ".join(
             f"{name}={value}" for name, value in told.items() if value not in (None, "")
@@ -98,23 +100,29 @@ class SlowLog:
         self.salt = os.urandom(SALT_LENGTH)
         self.noted: deque[Entry] = deque(maxlen=KEPT)
         self.samples: deque[Entry] = deque(maxlen=KEPT_SAMPLES)
+        self.tells_keys = True
+        """Whether clients are told the hashes of keys: not where they must not know of others'."""
+        self._described: tuple[tuple[str, str], ...] = ()
+        self._described_at = 0, 0.0
         self.added = 0
         """How many were ever kept."""
         self.untold = 0
         """How many were not noted, because they came too fast."""
         self._allowance = Allowance(A_SECOND, 1.0)
+        self._samples_allowance = Allowance(A_SECOND, 1.0)
 
     def note(
         self, request: Request, why: Notable, status: int, received: float, now: float, size: int
     ) -> None:
         """Keep what there is to say of a settled request, unless there are too many."""
-        if not self._allowance.take(now):
+        sample = why is Notable.SAMPLE
+        if not (self._samples_allowance if sample else self._allowance).take(now):
             self.untold += 1
-            self._unsaid += why is not Notable.SAMPLE
+            self._unsaid += not sample
             return
         entry = self._entry(request, why, status, received, now, size)
         self.add(entry)
-        if why is Notable.SAMPLE:
+        if sample:
             return
         if self._lines.take(now):
             unsaid, self._unsaid = self._unsaid, 0
@@ -125,23 +133,31 @@ class SlowLog:
     def add(self, entry: Entry) -> None:
         """Keep an entry."""
         self.added += 1
-        (self.samples if entry.why == Notable.SAMPLE else self.noted).append(entry)
+        kept = self.samples if entry.why == Notable.SAMPLE else self.noted
+        kept.append(entry._replace(number=self.added))
 
     def __iter__(self) -> Iterator[Entry]:
         """All entries, the newest first."""
         both = (*self.noted, *self.samples)
-        return iter(sorted(both, key=attrgetter("settled"), reverse=True))
+        return iter(sorted(both, key=attrgetter("number"), reverse=True))
 
-    def since(self, settled: float) -> list[Entry]:
-        """The entries that are newer than this, the oldest first."""
-        return [entry for entry in self if entry.settled > settled][::-1]
+    def after(self, number: int) -> list[Entry]:
+        """The entries with higher numbers, the oldest first."""
+        return [entry for entry in self if entry.number > number][::-1]
 
-    def described(self, epoch: float) -> list[tuple[str, str]]:
+    def described(self, epoch: float) -> tuple[tuple[str, str], ...]:
         """The names and values of ``STAT memtunnel slow``: the newest is 1.
 
         `epoch` is what makes seconds since the epoch of the monotonic clock's.
         """
-        return [(str(place), entry.described(epoch)) for place, entry in enumerate(self, 1)]
+        if self._described_at != (self.added, epoch):
+            # Any client may ask, as often as it likes.
+            self._described_at = self.added, epoch
+            self._described = tuple(
+                (str(place), entry.described(epoch, with_key=self.tells_keys))
+                for place, entry in enumerate(self, 1)
+            )
+        return self._described
 
     def _entry(
         self, request: Request, why: Notable, status: int, received: float, now: float, size: int
@@ -149,9 +165,6 @@ class SlowLog:
         lane = request.lane
         frame = request.frame
         sent = request.sent
-        connection = None
-        if sent:
-            connection = request.connection if request.mux is None else request.mux.number
         # Of a get there is the whole frame, and its size may have the answer in it already.
         asked = len(frame) if frame and LOUD[request.opcode] in GETS else request.size
         key = key_of(frame) if frame else b""
@@ -161,7 +174,7 @@ class SlowLog:
             status=STATUS_WORDS[status],
             why=str(why),
             server=LOCAL if lane is None else lane.server.name,
-            connection=connection,
+            connection=request.connection if sent else None,
             total=round(now - request.arrived, 6),
             queue=round((sent or now) - request.arrived, 6),
             wire=round(received - sent, 6) if sent else None,
