@@ -23,14 +23,16 @@ PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/t
 	tests/test_seeded_bugs.py
 # Tests of what is never compiled: once is enough.
 ONCE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
-	tests/test_ca.py tests/test_check.py tests/test_dashboard.py tests/test_demo.py \
-	tests/test_history.py tests/test_house.py tests/test_logs.py tests/test_packaging.py \
-	tests/test_readme.py tests/test_seeded_bugs.py tests/test_start_errors.py \
+	tests/test_ca.py tests/test_check.py tests/test_contract.py tests/test_dashboard.py \
+	tests/test_demo.py tests/test_history.py tests/test_house.py tests/test_logs.py \
+	tests/test_packaging.py tests/test_passwords_stay_secret.py tests/test_readme.py \
+	tests/test_reload_end_to_end.py tests/test_seeded_bugs.py tests/test_start_errors.py \
 	tests/test_status_of_a_running_tunnel.py tests/test_status_page.py tests/test_supervisor.py \
 	tests/test_tls.py tests/test_top.py tests/test_transports.py
 # Tests whose programs wait for nobody's deadline: they may share the processor as well.
-ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_dashboard.py \
-	tests/test_packaging.py tests/test_status_page.py
+ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
+	tests/test_ca.py tests/test_check.py tests/test_contract.py tests/test_dashboard.py \
+	tests/test_logs.py tests/test_packaging.py tests/test_start_errors.py tests/test_status_page.py
 PURE_ON_COMPILED := $(patsubst %,compiled/%,$(filter-out $(ONCE),$(PURE)))
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
@@ -52,7 +54,7 @@ test: .venv/test system
 
 # What needs the processor and nothing else goes side by side; all else has time limits to keep.
 test-all: lint system
-	$(MAKE) --jobs=2 --output-sync $(PURE) aside $(PURE_ON_COMPILED)
+	$(MAKE) --jobs=2 --output-sync aside $(PURE) $(PURE_ON_COMPILED)
 	$(BIN)/pytest $(patsubst %,--ignore=%,$(PURE) $(ASIDE))
 	$(ON_COMPILED) $(patsubst %,--ignore=%,$(ONCE) $(PURE))
 
