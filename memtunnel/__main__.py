@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 #: By word: the module of the tool, each with a ``main(arguments) -> exit status``.
-TOOLS: Final = ("check", "ca")
+TOOLS: Final = ("check", "ca", "top")
 #: What the tunnel itself starts.
 WORKER: Final = "worker"
 
@@ -36,6 +36,10 @@ def tool(word: str) -> Callable[[list[str]], int]:
         from memtunnel.check import main as check
 
         return check
+    if word == "top":
+        from memtunnel.top import main as top
+
+        return top
     if word == WORKER:
         from memtunnel.worker_process import main as worker
 

@@ -79,7 +79,10 @@ class Options(usage.Options):
         if Source.FLAG in setting.sources and not setting.switch and not setting.repeatable
     ]
 
-    longdesc = "Tools of their own: memtunnel check (try all servers), memtunnel ca FILE."
+    longdesc = (
+        "Tools of their own: memtunnel check (try all servers), memtunnel top (watch a running"
+        " tunnel), memtunnel ca FILE."
+    )
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """As Twisted does, but only whole names, with a suggestion where there is no such flag.
@@ -96,7 +99,8 @@ class Options(usage.Options):
     def parseArgs(self, *words: str) -> None:
         if words:
             raise usage.UsageError(
-                f"{words[0]!r} is no option; a tool comes first: memtunnel check, memtunnel ca"
+                f"{words[0]!r} is no option; a tool comes first: memtunnel check, memtunnel top,"
+                " memtunnel ca"
             )
 
     def opt_version(self) -> None:

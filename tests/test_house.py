@@ -7,6 +7,8 @@ folder `twisted` has to stay a folder without a package.
 """
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +118,23 @@ def test_only_the_entry_points_import_the_global_reactor() -> None:
     }
     assert "memtunnel.service" in users
     assert users <= ENTRIES
+
+
+def test_only_top_needs_what_is_not_installed_with_the_package() -> None:
+    """And says so in words: it imports the rest, which needs `rich`, only where it is called."""
+    users = {
+        module
+        for module, path in MODULES.items()
+        if any(within(name, "rich", "memtunnel.picture") for name in imports(path.read_text()))
+    }
+    assert users == {"memtunnel.picture", "memtunnel.top"}
+    at_once = subprocess.run(
+        [sys.executable, "-c", "import sys, memtunnel.top; print('rich' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert at_once.stdout == "False\n"
 
 
 # --- the plugin

@@ -39,6 +39,8 @@ def test_the_wheel_has_the_plugin_and_the_commands(built: Path) -> None:
         names = archive.namelist()
         (entries,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
         assert "memtunnel = memtunnel.__main__:main" in archive.read(entries).decode()
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        assert "Requires-Dist: rich>=13; extra == 'top'\n" in archive.read(metadata).decode()
     assert PLUGIN in names
     assert {"memtunnel/service.py", "memtunnel/wire/binary.py"} <= set(names)
     assert not set(UNWANTED) & set(names)
