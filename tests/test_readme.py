@@ -30,9 +30,9 @@ COMMANDS = [
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     for line in block.split("\n")
 ]
-#: Flags of other programs, and of `make bench`.
+#: Flags of other programs, of `make bench`, and of `memtunnel top`.
 FOREIGN = {"--nodaemon", "--pidfile", "--retry", "--retry-connrefused", "--retry-delay"}
-FOREIGN |= {"--contenders", "--from", "--help", "--rounds", "--shapes"}
+FOREIGN |= {"--contenders", "--from", "--help", "--once", "--rounds", "--shapes"}
 #: What the section on speed is about.
 BENCH = Results.load(ROOT / "docs" / "bench.json")
 

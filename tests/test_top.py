@@ -541,7 +541,7 @@ def test_an_answer_without_end_is_not_read(
     make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(top, "LIMIT", 100)
-    with pytest.raises(Trouble, match="was cut off|no tunnel"):
+    with pytest.raises(Trouble, match=r"was cut off|no tunnel"):
         make_site(document()).tunnel().ask()
 
 
