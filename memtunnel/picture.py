@@ -1,6 +1,6 @@
 """The picture that `memtunnel top` shows: a document of ``/status`` for a terminal, with `rich`.
 
-It takes the width and, while it is live, the height that there is: connections are left out before
+It takes the width that there is and, on a screen, the height: connections are left out before
 servers, servers that are well before others. Whatever stands in the document is shown as text.
 Left to others: where the document comes from, and that it has the shape that it should have.
 """
@@ -22,10 +22,10 @@ UNKNOWN: Final = "-"
 #: Columns from which on there is room for everything, and lines from which on blocks stand apart.
 WIDE: Final = 110
 TALL: Final = 24
-#: Lines that many servers leave to what comes below: slow requests, and their heading.
-SLOW: Final = 4
-#: Slow requests of one picture, where there is no end to its lines.
+#: Slow requests of one picture.
 MOST: Final = 50
+#: More lines than any picture has.
+ENDLESS: Final = 1 << 20
 #: Days before the end of a certificate: when to look after it, and when to run.
 SOON: Final = 14
 NOW: Final = 3
@@ -34,39 +34,40 @@ GOOD, WORSE, BAD, QUIET = "green", "yellow", "bold red", "dim"
 
 
 class Picture:
-    """A document with its whole history.
+    """A document with its whole history, in `height` lines; None for as many as it takes.
 
     `trouble` says why there is none that is newer, and `age` how many seconds old it then is.
     """
 
-    def __init__(self, document: Row, trouble: str = "", age: float = 0.0) -> None:
+    def __init__(
+        self, document: Row, height: int | None = None, trouble: str = "", age: float = 0.0
+    ) -> None:
         self._document = document
+        self._height = ENDLESS if height is None else height
         self._trouble = trouble
         self._age = age
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = options.max_width >= WIDE
-        whole = options.height is None
-        # What is cut off at the end was too much in any case.
-        room = 1 << 20 if options.height is None else options.height
-        apart = [Text()] if room >= TALL else []
-        listeners = self._document["clients"]["listeners"]
+        """Block by block. What is too much even so is for the screen to cut off at the end."""
+        width = options.max_width
+        tall = self._height >= TALL
+        apart = [Text()] if tall else []
         slow = [one for one in self._document["slow"] if one["why"] != "sample"][:MOST]
+        listeners = self._document["clients"]["listeners"]
         head = [*self._headline(), *apart]
+        figures = self._figures(width, heading=tall)
+        least = ENDLESS if self._height == ENDLESS else 4 if tall else 2
+        below = min(1 + len(slow), least)
+        room = self._height - len(head) - _lines(figures) - 3 * len(apart)
+        servers = self._servers(width >= WIDE, room - below - min(1 + len(listeners), least))
+        room -= _lines(servers)
+        clients = self._listeners(listeners, room - below)
+        room -= _lines(clients)
         yield from head
-        yield self._figures(options.max_width, heading=bool(apart))
-        room -= len(head) + len(apart) * 3 + len(_TRENDS) + bool(apart)
-        below = 1 + len(listeners) + (1 + len(slow) if whole else min(SLOW, 1 + len(slow)))
-        servers = self._servers(wide, max(room - below, 2))
-        yield from apart
-        yield servers
-        room -= 1 + servers.row_count
-        clients = self._listeners(listeners, max(room - min(SLOW, 1 + len(slow)), 2))
-        yield from apart
-        yield clients
-        room -= 1 + clients.row_count
-        yield from apart
-        yield self._slow(slow[: max(room - 1, 0)], wide)
+        for block in (figures, servers, clients):
+            yield block
+            yield from apart
+        yield self._slow(slow[: max(room - 1, 0)], width >= WIDE)
 
     # The head
 
@@ -100,16 +101,15 @@ class Picture:
         """What is measured now, and how that came."""
         history = self._document["history"]
         # The rest is what the other columns take.
-        cells = min(max(width - 56, 8), 60)
+        cells = min(max(width - 60, 8), 60)
         lasted = len(history["time"]) * history["interval"]
-        table = _table(show_header=heading)
-        table.add_column("", min_width=10)
-        table.add_column("now", justify="right", min_width=7)
-        heading_of_bars = f"last {age(lasted)}" if lasted else ""
-        table.add_column(heading_of_bars, justify="right", min_width=cells)
-        table.add_column("peak", justify="right", min_width=7)
-        table.add_column("", min_width=10)
-        table.add_column("", justify="right")
+        table = _table(gap=2, show_header=heading)
+        _column(table, "", 10)
+        _column(table, "now", 7, right=True)
+        _column(table, f"last {age(lasted)}" if lasted else "", cells, right=True)
+        _column(table, "peak", 7, right=True)
+        _column(table, "", 8)
+        _column(table, "", right=True)
         for (label, name, shown), other in zip(_TRENDS, self._others(), strict=True):
             column = history[name]
             known = [value for value in column if value is not None]
@@ -132,11 +132,11 @@ class Picture:
         clients = self._document["clients"]
         hits = last("hit_rate")
         return [
-            (" hit rate", _text(UNKNOWN if hits is None else f"{hits:.1%}")),
-            (" p50", _text(span(last("p50")))),
-            (" sent", _text(f"{size(last('sent_bytes'))}/s")),
-            (" received", _text(f"{size(last('received_bytes'))}/s")),
-            (" clients", _text(f"{clients['connected']:,} of {clients['max']:,}")),
+            ("hit rate", _text(UNKNOWN if hits is None else f"{hits:.1%}")),
+            ("p50", _text(span(last("p50")))),
+            ("sent", _text(f"{size(last('sent_bytes'))}/s")),
+            ("received", _text(f"{size(last('received_bytes'))}/s")),
+            ("clients", _text(f"{clients['connected']:,} of {clients['max']:,}")),
         ]
 
     # Servers
@@ -144,20 +144,21 @@ class Picture:
     def _servers(self, wide: bool, room: int) -> Table:
         """As many of them as go into `room` lines, and their connections if these do, too."""
         servers = self._document["servers"]
-        table = _table()
-        table.add_column("server", min_width=10)
-        table.add_column("state", min_width=9)
-        table.add_column("in flight" if wide else "flight", justify="right")
-        table.add_column("round trip" if wide else "trip", justify="right", min_width=7)
-        table.add_column("queued", justify="right")
-        table.add_column("oldest", justify="right", min_width=6)
-        table.add_column("certificate" if wide else "cert", justify="right")
-        table.add_column("last lost")
+        table = _table(gap=2 if wide else 1)
+        _column(table, "server", 10)
+        _column(table, "state", 9)
+        _column(table, "in flight" if wide else "flight", right=True)
+        _column(table, "round trip" if wide else "trip", 7, right=True)
+        _column(table, "queued", right=True)
+        _column(table, "oldest", right=True)
+        _column(table, "certificate" if wide else "cert", right=True)
+        _column(table, "last lost")
         detailed = 1 + sum(1 + len(each["connections"]) for each in servers) <= room
         left_out: Sequence[Row] = ()
         if 1 + len(servers) > room:
             servers = sorted(servers, key=_is_well)
-            servers, left_out = servers[: room - 2], servers[room - 2 :]
+            some = max(room - 2, 0)
+            servers, left_out = servers[:some], servers[some:]
         for server in servers:
             self._add_server(table, server, wide)
             for connection in server["connections"] if detailed else ():
@@ -174,11 +175,13 @@ class Picture:
         word = "refusing" if server["refusing"] else "up" if server["up"] else "down"
         state = f"{word} {warm}/{server['connections_target']}" if word == "up" else word
         name, address = server["name"], server["address"]
+        if wide:
+            name = address if address.startswith(f"{name}:") else f"{name} ({address})"
         lost = server["last_lost"]
         if lost and server["last_lost_age"] is not None:
             lost = f"{age(server['last_lost_age'])}{' ago' if wide else ''}: {lost}"
         table.add_row(
-            _text(f"{name} ({address})" if wide and name != address else name, "bold"),
+            _text(name, "bold"),
             _text(state, GOOD if _is_well(server) else BAD),
             _text(f"{server['in_flight']:,}"),
             _text(span(max((trip for trip in trips if trip is not None), default=None))),
@@ -209,10 +212,10 @@ class Picture:
 
     def _listeners(self, listeners: Sequence[Row], room: int) -> Table:
         table = _table()
-        table.add_column("listener", min_width=10)
+        _column(table, "listener", 10)
         for heading in ("clients", "opened", "rejected", "errors", "received", "sent"):
-            table.add_column(heading, justify="right", min_width=7)
-        shown = listeners if 1 + len(listeners) <= room else listeners[: room - 2]
+            _column(table, heading, 8, right=True)
+        shown = listeners if 1 + len(listeners) <= room else listeners[: max(room - 2, 0)]
         for one in shown:
             table.add_row(
                 _text(one["address"], "bold"),
@@ -232,22 +235,22 @@ class Picture:
         what = "failed" if limit is None else f"failed, or slower than {limit:g} ms"
         if not slow:
             return _text(f"no request {what} lately", QUIET)
-        table = _table()
-        table.add_column("ago", justify="right", min_width=6)
-        table.add_column("why")
-        table.add_column("command")
-        table.add_column("status")
+        table = _table(gap=2 if wide else 1)
+        _column(table, "ago", 6, right=True)
+        for heading in ("why", "command", "status"):
+            _column(table, heading, 6)
         for heading in ("total", "queue", "wire"):
-            table.add_column(heading, justify="right", min_width=7)
-        table.add_column("size", justify="right", min_width=8)
-        table.add_column("server")
+            _column(table, heading, 7, right=True)
+        _column(table, "server")
         if wide:
-            table.add_column("connection", justify="right")
-            table.add_column("key")
+            _column(table, "size", 8, right=True)
+            _column(table, "connection", right=True)
+            _column(table, "key")
         for one in slow:
             failed = one["why"] == "failed"
             number = one["connection"]
             sent_on = UNKNOWN if number is None else _connection(one["worker"], number)
+            more = _text(size(one["bytes"])), _text(sent_on), _text(one["key"], QUIET)
             table.add_row(
                 _text(age(max(self._document["now"] - one["time"], 0.0)), QUIET),
                 _text(one["why"], "red" if failed else WORSE),
@@ -256,9 +259,8 @@ class Picture:
                 _text(span(one["total"]), "bold"),
                 _text(span(one["queue"])),
                 _text(span(one["wire"])),
-                _text(size(one["bytes"])),
                 _text(one["server"]),
-                *((_text(sent_on), _text(one["key"], QUIET)) if wide else ()),
+                *(more if wide else ()),
             )
         return table
 
@@ -277,10 +279,23 @@ def _text(words: str, style: str = "") -> Text:
     return Text(printable(words), style=style, no_wrap=True, overflow="ellipsis")
 
 
-def _table(show_header: bool = True) -> Table:
+def _table(gap: int = 1, show_header: bool = True) -> Table:
     return Table(
-        box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style=QUIET, show_header=show_header
+        box=None,
+        pad_edge=False,
+        padding=(0, gap, 0, 0),
+        header_style=QUIET,
+        show_header=show_header,
     )
+
+
+def _column(table: Table, heading: str, width: int | None = None, right: bool = False) -> None:
+    """One more column; with a `width` it does not tremble with what is in it."""
+    table.add_column(_text(heading), justify="right" if right else "left", min_width=width)
+
+
+def _lines(table: Table) -> int:
+    return table.row_count + table.show_header
 
 
 # Numbers for people
@@ -311,7 +326,7 @@ def span(seconds: float | None) -> str:
 
 def age(seconds: float) -> str:
     """How long ago something was, or will have been."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds // length:,.0f} {unit}"
     return f"{seconds // 1:.0f} s"

@@ -336,7 +336,7 @@ def watch(tunnel: Tunnel, document: dict[str, Any], console: "Console", interval
         ):
             while True:
                 old = time.monotonic() - answered
-                live.update(Picture(document, trouble, old), refresh=True)
+                live.update(Picture(document, console.height, trouble, old), refresh=True)
                 wait = asked + interval - time.monotonic()
                 if b"q" in pressed(min(max(wait, 0.0), REDRAW)):
                     return
