@@ -352,7 +352,7 @@ def spark(values: Sequence[float | None], first: int, width: int) -> str:
     whole line would tremble with each value that comes. The lowest bar is 0; there is none where
     nothing is known.
     """
-    share = max(1, ceil(len(values) / max(width - 1, 1)))
+    share = max(1, ceil(len(values) / (width - 1)))
     bars: dict[int, float | None] = {}
     for number, value in enumerate(values, first):
         place = number // share

@@ -257,7 +257,7 @@ def test_in_few_lines_servers_come_first() -> None:
     assert lines[-1].startswith("   5 s failed")
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 5), (79, 12), (300, 100)])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 5), (61, 12), (300, 100)])
 def test_no_size_is_too_odd(width: int, height: int) -> None:
     lines = draw(width, height, document(servers=MANY))
     assert max(map(cell_len, lines)) <= width
@@ -449,7 +449,7 @@ def test_the_admin_port_is_set_as_for_the_tunnel(
     monkeypatch.setenv("MEMTUNNEL_METRICS", by_variable.where)
     assert top.main(["--once"]) == 0
     assert capsys.readouterr().out.startswith("memtunnel 1  ready")
-    assert top.main([f"--metrics={by_flag.where}"]) == 0  # standard output is no terminal
+    assert top.main(["--once", f"--metrics={by_flag.where}"]) == 0
     assert capsys.readouterr().out.startswith("memtunnel 2  ready")
     assert by_flag.hosts == [by_flag.where]
 
@@ -460,19 +460,19 @@ def test_the_token_comes_from_the_environment(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     site = make_site(document(), document(), (401, b"the token is missing or wrong\n"))
-    assert top.main(["--metrics", site.where]) == 0
+    assert top.main(["--once", "--metrics", site.where]) == 0
     monkeypatch.setenv("MEMTUNNEL_METRICS_TOKEN", TOKEN)
-    assert top.main(["--metrics", site.where]) == 0
+    assert top.main(["--once", "--metrics", site.where]) == 0
     assert site.tokens == [None, f"Bearer {TOKEN}"]
     capsys.readouterr()
-    assert top.main(["--metrics", site.where]) == 1
+    assert top.main(["--once", "--metrics", site.where]) == 1
     problem = said(capsys)
     assert (
         problem
         == f"{site.where}: the token is missing or wrong: MEMTUNNEL_METRICS_TOKEN has to hold it"
     )
     monkeypatch.setenv("MEMTUNNEL_METRICS_TOKEN", f"{TOKEN}\r\nX: y")
-    assert top.main(["--metrics", site.where]) == 1
+    assert top.main(["--once", "--metrics", site.where]) == 1
     problem = said(capsys)
     assert problem.startswith("MEMTUNNEL_METRICS_TOKEN: expected printable")
     assert TOKEN not in problem
@@ -570,10 +570,10 @@ def listener(speak: Callable[[socket.socket], None]) -> Iterator[top.Place]:
 
 
 def trickle(connected: socket.socket) -> None:
-    """One header without end, until nobody listens."""
+    """A header, byte by byte, until nobody listens or for some seconds."""
     connected.sendall(b"HTTP/1.1 200 OK\r\nA: ")
     connected.settimeout(0.02)
-    while True:
+    for _ in range(100):
         with contextlib.suppress(TimeoutError):
             if not connected.recv(1 << 16):
                 return
@@ -628,7 +628,7 @@ def test_it_shows_a_running_tunnel(
     tunnel = make_tunnel(make_memcached())
     connect(tunnel).get(b"key")
     done = subprocess.run(
-        command("--once", "--metrics", f"127.0.0.1:{tunnel.admin}"),
+        command("--metrics", f"127.0.0.1:{tunnel.admin}"),  # standard output is no terminal
         capture_output=True,
         text=True,
         timeout=servers.PATIENCE,
@@ -655,7 +655,9 @@ def test_it_asks_over_a_unix_socket(
     tunnel.process = subprocess.Popen(tunnel.command, env=tunnel.environ, stdout=subprocess.DEVNULL)
 
     def ready() -> bool:
-        return top.main(["--metrics", where]) == 0 and "  ready  " in capsys.readouterr().out
+        return (
+            top.main(["--once", "--metrics", where]) == 0 and "  ready  " in capsys.readouterr().out
+        )
 
     servers.wait_until(ready, "it is ready")
 
@@ -686,15 +688,16 @@ class Terminal:
     def resize(self, width: int, height: int) -> None:
         fcntl.ioctl(self._its, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
-    def wait_for(self, pattern: str) -> None:
-        """Read until this is shown, after all that was waited for before."""
+    def wait_for(self, pattern: str) -> str:
+        """Read until this is shown, after all that was waited for before; returns all of it."""
         until = time.monotonic() + servers.PATIENCE
         while not (found := re.search(pattern, self.shown)):
             ready, _, _ = select.select([self._ours], [], [], max(until - time.monotonic(), 0))
             if not ready or time.monotonic() > until:
                 pytest.fail(f"not shown: {pattern}, but {self.shown[-4000:]!r}")
             self.shown += os.read(self._ours, 1 << 16).decode(errors="replace")
-        self.shown = self.shown[found.end() :]
+        shown, self.shown = self.shown[: found.end()], self.shown[found.end() :]
+        return shown
 
     def press(self, keys: bytes) -> None:
         os.write(self._ours, keys)
@@ -759,9 +762,7 @@ def test_the_picture_stays_while_the_tunnel_is_away(
     terminal.wait_for("mc1.example.com")
     started.append(Site(lambda _: document(version="0.2.0"), site.port))
     terminal.wait_for(r"memtunnel 0\.2\.0")
-    terminal.wait_for(r"\x1b\[H")
-    terminal.wait_for("listener")
-    assert " old: " not in terminal.shown
+    assert " old: " not in terminal.wait_for("listener")
     terminal.press(b"q")
     assert terminal.ended() == 0
 
@@ -787,6 +788,15 @@ def test_it_keeps_to_the_height_of_the_terminal(
     terminal.wait_for("failed")
     terminal.press(b"q")
     assert terminal.ended() == 0
+
+
+def test_once_it_is_not_live(
+    make_site: Callable[..., Site], make_terminal: Callable[..., Terminal]
+) -> None:
+    terminal = make_terminal("--once", "--metrics", make_site(document()).where)
+    shown = terminal.wait_for("mc1.example.com")
+    assert terminal.process.wait(servers.PATIENCE) == 0
+    assert "\x1b[?" not in shown + terminal.shown
 
 
 def test_it_is_not_live_where_the_tunnel_was_never_there(
