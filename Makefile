@@ -25,8 +25,8 @@ PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/t
 ONCE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
 	tests/test_ca.py tests/test_check.py tests/test_contract.py tests/test_dashboard.py \
 	tests/test_demo.py tests/test_history.py tests/test_house.py tests/test_logs.py \
-	tests/test_packaging.py tests/test_passwords_stay_secret.py tests/test_readme.py \
-	tests/test_reload_end_to_end.py tests/test_seeded_bugs.py tests/test_start_errors.py \
+	tests/test_packaging.py tests/test_readme.py tests/test_seeded_bugs.py \
+	tests/test_start_errors.py \
 	tests/test_status_of_a_running_tunnel.py tests/test_status_page.py tests/test_supervisor.py \
 	tests/test_tls.py tests/test_top.py tests/test_transports.py
 # Tests whose programs wait for nobody's deadline: they may share the processor as well.

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from memtunnel.addresses import host_port
 from memtunnel.net.blocking import Deadline, Trouble
 from memtunnel.net.tls import printable, words_of
+from memtunnel.ops.history import KEPT
 from memtunnel.settings import SETTINGS, time_in
 from memtunnel.wire.sasl import Secret
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 TIMEOUT: Final = 3.0
 #: Bytes of the largest answer that is read.
 LIMIT: Final = 16 << 20
-#: Rows of the history that are kept: as many as the tunnel keeps.
-KEPT: Final = 300
 #: Seconds after which the picture is drawn again in any case: the terminal may have another size.
 REDRAW: Final = 1.0
 

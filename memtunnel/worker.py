@@ -127,8 +127,7 @@ class Worker:
         self._close_at = 0.0
         """When clients are closed, or given up if they are being closed."""
         self.metrics = new_metrics(reactor)
-        self.slow = SlowLog(self._say_slow)
-        self.slow.tells_keys = tells_keys(config)
+        self.slow = SlowLog(self._say_slow, tells_keys=tells_keys(config))
         self.budget = Budget(config.max_buffer)
         self.listeners: list[Listener] = []
         self._roots: list[bytes] | None = None
@@ -294,8 +293,8 @@ class Worker:
 
     def _own_statistics(self, key: bytes) -> Iterable[tuple[str, str]] | None:
         """The tunnel's own statistics, if that is what STAT asks for."""
-        describe = self.descriptions.get(key)
-        return None if describe is None else describe()
+        own = self.descriptions.get(key)
+        return None if own is None else own()
 
     def _say_slow(self, entry: Entry, unsaid: int) -> None:
         more = f"; {unsaid} more were not logged" if unsaid else ""

@@ -100,8 +100,7 @@ class Workers:
         self._kept = {n: new_metrics(reactor) for n in range(1, config.workers + 1)}
         """By number, what those had counted that have ended: so no order of sums changes."""
         self._epoch = Epoch(reactor.seconds)
-        self.slow = SlowLog()
-        self.slow.tells_keys = tells_keys(config)
+        self.slow = SlowLog(tells_keys=tells_keys(config))
         """What all have noted."""
         self._draining: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None

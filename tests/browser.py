@@ -1,22 +1,16 @@
 """The status page in a real browser: what it shows, what it asks for, what it complains of."""
 
-import base64
 import contextlib
-import hashlib
 import json
-import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, Locator, sync_playwright
 from servers import PATIENCE, need
 
-import memtunnel
-
-PAGE = Path(memtunnel.__file__).parent / "ops" / "page.html"
+from memtunnel.ops.admin import PAGE, PAGE_POLICY
 
 
 @contextlib.contextmanager
@@ -96,8 +90,8 @@ class Stub:
 
             def do_GET(self) -> None:
                 if self.path == "/":
-                    policy = {"content-security-policy": content_security_policy()}
-                    self._answer(200, "text/html; charset=utf-8", PAGE.read_bytes(), policy)
+                    policy = {"content-security-policy": PAGE_POLICY}
+                    self._answer(200, "text/html; charset=utf-8", PAGE.encode(), policy)
                 elif self.path.partition("?")[0] == "/status":
                     stub.asked += 1
                     stub.after = int(self.path.partition("?after=")[2])
@@ -132,18 +126,3 @@ class Stub:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(PATIENCE)
-
-
-def content_security_policy() -> str:
-    """What the page is served with: its one style and its one script, and nothing from outside."""
-    page = PAGE.read_text()
-    style, script = (
-        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for tag in ("style", "script")
-        for text in re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-    )
-    return (
-        "default-src 'none'; connect-src 'self'; img-src data:; "
-        f"style-src 'sha256-{style}'; script-src 'sha256-{script}'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )

@@ -361,6 +361,16 @@ def test_what_was_told_before_is_not_told_again_whenever_it_was_settled() -> Non
     assert log.after(3) == []
 
 
+def test_what_several_tell_of_one_after_the_other_is_in_the_order_of_time() -> None:
+    log = SlowLog()
+    one = Entry(1.0, "get", "hit", "slow", "s", 1, 0.1, 0.0, 0.1, 50, "")
+    for worker, times in (("1", (1.0, 3.0)), ("2", (2.0, 4.0))):
+        for settled in times:
+            log.add(one._replace(settled=settled, worker=worker))
+    assert [entry.settled for entry in log] == [4.0, 3.0, 2.0, 1.0]
+    assert [entry.settled for entry in log.after(1)] == [3.0, 2.0, 4.0], "as they came"
+
+
 def test_clients_that_must_not_know_of_others_are_told_no_keys() -> None:
     seen = Observed(sample=1)
     asks(seen.house.client(), [b"a"])
@@ -368,8 +378,7 @@ def test_clients_that_must_not_know_of_others_are_told_no_keys() -> None:
     ((name, value),) = seen.log.described(0.0)
     assert (name, value.split()[0]) == ("1", "time=1970-01-01T00:16:40.000Z")
     assert " key=" in value
-    hidden = SlowLog()
-    hidden.tells_keys = False
+    hidden = SlowLog(tells_keys=False)
     hidden.add(seen.entries[0])
     ((_, value),) = hidden.described(0.0)
     assert " key=" not in value

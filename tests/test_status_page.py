@@ -358,6 +358,13 @@ def test_nor_do_rows_after_a_gap(visit: Callable[..., Visit], stub: Stub) -> Non
     assert seen.page.evaluate("last.history") == later["history"]
 
 
+def test_the_address_may_hold_a_login(chromium: Browser, stub: Stub, opened: list[Any]) -> None:
+    seen = Visit(chromium, stub.url.replace("//", "//anybody:token@"))
+    opened.append(seen)
+    expect(seen["#picture"]).to_be_visible()
+    assert seen.complaints == []
+
+
 def test_words_of_the_document_are_never_markup(visit: Callable[..., Visit]) -> None:
     seen = visit(documents.hostile)
     hostile = documents.HOSTILE

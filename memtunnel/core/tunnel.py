@@ -62,9 +62,9 @@ class Tunnel:
     `cluster` is that of clients without a login of their own, or with the configured one.
     `wake` is called when `sweep` has something to watch and had nothing before. `describe`
     returns the names and values of the tunnel's own statistics by STAT's key, or None where the
-    servers are asked; `log_in` the cluster of a client's own
-    login, or None where there are too many. `note` is told of settled requests that are worth to
-    be seen: why, status and times as in `ServerCounts.answered`, and the bytes of the answer.
+    servers are asked; `log_in` the cluster of a client's own login, or None where there are too
+    many. `note` is told of settled requests that are worth to be seen: why, status and times as in
+    `ServerCounts.answered`, and the bytes of the answer.
     """
 
     __slots__ = (

@@ -1,9 +1,10 @@
-"""What makes seconds since the epoch of those that the monotonic clock counts."""
+"""Seconds since the epoch: made of those that the monotonic clock counts, and written."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final
 
 #: Seconds by which the clock on the wall is taken to run, and not to have been set.
@@ -27,3 +28,9 @@ class Epoch:
         if abs(value - self._value) > SLACK:
             self._value = value
         return self._value
+
+
+def timestamp(seconds: float) -> str:
+    """A time in seconds since the epoch as it is written for programs, to the millisecond."""
+    when = datetime.fromtimestamp(seconds, UTC)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -8,10 +8,11 @@ name begins with an underscore is only for the message.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from twisted.logger import FileLogObserver, LogEvent, formatEvent
+
+from memtunnel.ops.epoch import timestamp
 
 #: Where our own lines come from; others name their origin.
 NAMESPACE: Final = "memtunnel"
@@ -29,9 +30,8 @@ def json_line(event: LogEvent) -> str | None:
         message = f"{message}\n{event['log_failure'].getTraceback()}".strip()
     if not message:
         return None
-    when = datetime.fromtimestamp(event["log_time"], UTC)
     line: dict[str, Any] = {
-        "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "time": timestamp(event["log_time"]),
         "level": event["log_level"].name,
         "message": message,
     }

@@ -9,16 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 from memtunnel import __version__
 from memtunnel.ops.history import INTERVAL, History, Row
 from memtunnel.ops.metrics import Metrics, ServerState, State
 from memtunnel.ops.slowlog import Entry, SlowLog
-
-#: Slow requests in one document.
-SLOW: Final = 100
 
 
 class Overview:
@@ -44,19 +40,19 @@ class Overview:
     def render(self, metrics: Metrics, state: State, after: int = 0) -> Iterator[bytes]:
         """The document, with those rows of the history whose number is higher than `after`."""
         epoch = self._epoch()
-        yield b"{" + _json(self._head(metrics, state))[1:-1]
+        yield b"{" + _json(self._head(metrics, state, self._seconds() + epoch))[1:-1]
         yield b',"servers":['
         yield from _listed(_server(name, one, metrics) for name, one in state.servers.items())
         yield b'],"history":{'
         yield from self._columns(epoch, after)
         yield b'},"slow":['
-        yield from _listed(_entry(entry, epoch) for entry in islice(self._slow, SLOW))
+        yield from _listed(_entry(entry, epoch) for entry in self._slow)
         yield b"]}\n"
 
-    def _head(self, metrics: Metrics, state: State) -> dict[str, Any]:
+    def _head(self, metrics: Metrics, state: State, now: float) -> dict[str, Any]:
         return {
             "version": __version__,
-            "now": self._seconds() + self._epoch(),
+            "now": now,
             "uptime": state.uptime,
             "pid": state.pid,
             "ready": state.ready,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from hashlib import blake2b
 from operator import attrgetter
 from typing import Final, NamedTuple
 
 from memtunnel.core.outcomes import STATUS_WORDS, Notable
 from memtunnel.core.request import Request
+from memtunnel.ops.epoch import timestamp
 from memtunnel.ops.metrics import COMMANDS, LOCAL
 from memtunnel.wire.binary import GETS, LOUD, key_of
 
@@ -57,9 +57,8 @@ class Entry(NamedTuple):
 
     def described(self, epoch: float, *, with_key: bool) -> str:
         """In one line, for programs: words with ``=``; what there is not is left out."""
-        when = datetime.fromtimestamp(self.settled + epoch, UTC)
         told = {
-            "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": timestamp(self.settled + epoch),
             "command": self.command,
             "status": self.status,
             "why": self.why,
@@ -91,17 +90,25 @@ class Entry(NamedTuple):
 
 
 class SlowLog:
-    """`say` is told what is worth a line in the log, and how many were not since the last one."""
+    """`say` is told what is worth a line in the log, and how many were not since the last one.
 
-    def __init__(self, say: Callable[[Entry, int], None] = lambda entry, unsaid: None) -> None:
+    `tells_keys` is whether clients are told the hashes of keys: not where they must not know of
+    others'.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[Entry, int], None] = lambda entry, unsaid: None,
+        *,
+        tells_keys: bool = True,
+    ) -> None:
         self._say = say
+        self._tells_keys = tells_keys
         self._unsaid = 0
         self._lines = Allowance(LINES, LINES_SECONDS)
         self.salt = os.urandom(SALT_LENGTH)
         self.noted: deque[Entry] = deque(maxlen=KEPT)
         self.samples: deque[Entry] = deque(maxlen=KEPT_SAMPLES)
-        self.tells_keys = True
-        """Whether clients are told the hashes of keys: not where they must not know of others'."""
         self._described: tuple[tuple[str, str], ...] = ()
         self._described_at = 0, 0.0
         self.added = 0
@@ -139,11 +146,13 @@ class SlowLog:
     def __iter__(self) -> Iterator[Entry]:
         """All entries, the newest first."""
         both = (*self.noted, *self.samples)
-        return iter(sorted(both, key=attrgetter("number"), reverse=True))
+        # Those of several workers come as they tell of them, not in the order of time.
+        return iter(sorted(both, key=attrgetter("settled", "number"), reverse=True))
 
     def after(self, number: int) -> list[Entry]:
         """The entries with higher numbers, the oldest first."""
-        return [entry for entry in self if entry.number > number][::-1]
+        both = (*self.noted, *self.samples)
+        return sorted((one for one in both if one.number > number), key=attrgetter("number"))
 
     def described(self, epoch: float) -> tuple[tuple[str, str], ...]:
         """The names and values of ``STAT memtunnel slow``: the newest is 1.
@@ -154,7 +163,7 @@ class SlowLog:
             # Any client may ask, as often as it likes.
             self._described_at = self.added, epoch
             self._described = tuple(
-                (str(place), entry.described(epoch, with_key=self.tells_keys))
+                (str(place), entry.described(epoch, with_key=self._tells_keys))
                 for place, entry in enumerate(self, 1)
             )
         return self._described
