@@ -176,3 +176,10 @@ def address_of(port: Any) -> str:
     if hasattr(where, "port"):
         return host_port(where.host, where.port)
     return f"unix:{os.fsdecode(where.name)}"
+
+
+def reachable(address: str) -> str:
+    """Where to reach, on this machine, what listens at such an address."""
+    host, colon, number = address.rpartition(":")
+    everywhere = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+    return everywhere.get(host, host) + colon + number

@@ -86,10 +86,12 @@ class Picture:
         if self._trouble:
             yield _text(f"this is {age(self._age)} old: {self._trouble}", BAD)
         notices = []
+        if silent := told["silent"]:
+            notices.append(f"worker {', '.join(silent)} does not answer")
         if not told["reloaded"]:
             notices.append("the settings read last are not in use")
         if paused := told["clients"]["paused"]:
-            notices.append(f"{paused:,} clients not read from")
+            notices.append(f"{_several(paused, 'client')} not read from")
         if held := told["clients"]["buffered_bytes"]:
             notices.append(f"{size(held)} held for clients")
         if notices:
@@ -101,14 +103,14 @@ class Picture:
         """What is measured now, and how that came."""
         history = self._document["history"]
         # The rest is what the other columns take.
-        cells = min(max(width - 60, 8), 60)
+        cells = min(max(width - 64, 8), 60)
         lasted = len(history["time"]) * history["interval"]
         table = _table(gap=2, show_header=heading)
         _column(table, "", 10)
         _column(table, "now", 7, right=True)
         _column(table, f"last {age(lasted)}" if lasted else "", cells, right=True)
         _column(table, "peak", 7, right=True)
-        _column(table, "", 8)
+        _column(table, "", 12)
         _column(table, "", right=True)
         for (label, name, shown), other in zip(_TRENDS, self._others(), strict=True):
             column = history[name]
@@ -134,8 +136,8 @@ class Picture:
         return [
             ("hit rate", _text(UNKNOWN if hits is None else f"{hits:.1%}")),
             ("p50", _text(span(last("p50")))),
-            ("sent", _text(f"{size(last('sent_bytes'))}/s")),
-            ("received", _text(f"{size(last('received_bytes'))}/s")),
+            ("to servers", _text(f"{size(last('sent_bytes'))}/s")),
+            ("from servers", _text(f"{size(last('received_bytes'))}/s")),
             ("clients", _text(f"{clients['connected']:,} of {clients['max']:,}")),
         ]
 
@@ -172,8 +174,9 @@ class Picture:
     def _add_server(self, table: Table, server: Row, wide: bool) -> None:
         warm = sum(each["state"] == "warm" for each in server["connections"])
         trips = [each["round_trip"] for each in server["connections"]]
-        word = "refusing" if server["refusing"] else "up" if server["up"] else "down"
-        state = f"{word} {warm}/{server['connections_target']}" if word == "up" else word
+        state = _verdict(server)
+        if _is_well(server):
+            state += f" {warm}/{server['connections_target']}"
         name, address = server["name"], server["address"]
         if wide:
             name = address if address.startswith(f"{name}:") else f"{name} ({address})"
@@ -232,9 +235,9 @@ class Picture:
 
     def _slow(self, slow: Sequence[Row], wide: bool) -> RenderableType:
         limit = self._document["slow_ms"]
-        what = "failed" if limit is None else f"failed, or slower than {limit:g} ms"
         if not slow:
-            return _text(f"no request {what} lately", QUIET)
+            what = "failed" if limit is None else f"failed, or taken {limit:g} ms,"
+            return _text(f"no request has {what} lately", QUIET)
         table = _table(gap=2 if wide else 1)
         _column(table, "ago", 6, right=True)
         for heading in ("why", "command", "status"):
@@ -263,6 +266,17 @@ class Picture:
                 *(more if wide else ()),
             )
         return table
+
+
+def _verdict(server: Row) -> str:
+    """As the status page has it."""
+    if server["up"]:
+        return "not used" if server["refusing"] else "up"
+    return "down" if server["refusing"] else "connecting"
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _is_well(server: Row) -> bool:

@@ -28,7 +28,7 @@ from twisted.python import usage
 from twisted.python.logfile import LogFile
 
 from memtunnel import __version__
-from memtunnel.addresses import address_of, host_port
+from memtunnel.addresses import address_of, host_port, reachable
 from memtunnel.config import (
     SETTINGS,
     Config,
@@ -277,12 +277,12 @@ class TunnelService(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
+        # Once more, and first: the reactor takes them for itself when it starts to run.
+        self._reactor.callWhenRunning(self._take_signals)
         assert self._serving is not None
         self._serving.start()
         if self._recorder is not None:
             self._recorder.start()
-        # Once more: the reactor takes them for itself when it starts to run.
-        self._reactor.callWhenRunning(self._take_signals)
         if self._manager.listens:
             until = self._reactor.seconds() + self._config.connect_timeout
             self._reactor.callWhenRunning(self._announce, until)
@@ -344,8 +344,9 @@ class TunnelService(Service):
             metrics=address_of(self._admin_port),
         )
         self._warn_of_chain()
+        self._warn_of_missing_token()
         # Past Twisted's log, which has taken sys.stdout: this is for a person at a terminal.
-        if self._demo is not None and sys.__stdout__ is not None:
+        if self._demo is not None and config.log_format == "text" and sys.__stdout__ is not None:
             sys.__stdout__.write(self._what_to_try(serving.listeners[0].address))
             sys.__stdout__.flush()
 
@@ -373,7 +374,17 @@ class TunnelService(Service):
         if self._config.verify == "chain":
             self._log.warn(
                 "--verify chain: the names of certificates are not checked; any server with a "
-                "certificate of the same authority can pass for yours"
+                "certificate of the same authority can pass for yours",
+                event="names_not_checked",
+            )
+
+    def _warn_of_missing_token(self) -> None:
+        if self._config.metrics_token is None and not admin.is_loopback(self._admin_port.getHost()):
+            self._log.warn(
+                "--metrics {metrics}: beyond loopback only health is told without "
+                "MEMTUNNEL_METRICS_TOKEN",
+                event="no_metrics_token",
+                metrics=address_of(self._admin_port),
             )
 
     def _announce(self, until: float) -> None:
@@ -416,11 +427,11 @@ class TunnelService(Service):
         if hard == resource.RLIM_INFINITY or wanted <= room:
             return wanted
         words = "--max-clients lowered to {room}: the system allows {hard} open files"
-        self._log.warn(words, room=room, hard=hard)
+        self._log.warn(words, event="max_clients_lowered", room=room, hard=hard)
         return room
 
     def _what_to_try(self, address: str) -> str:
-        scrape = address_of(self._admin_port)
+        address, scrape = reachable(address), reachable(address_of(self._admin_port))
         if address.startswith("unix:"):
             where = f"-U {address.removeprefix('unix:')}"
         else:
@@ -470,7 +481,8 @@ class TunnelService(Service):
         if before.verify != self._config.verify:
             self._warn_of_chain()
         if fixed:
-            self._log.warn("not before a restart: {names}", names=", ".join(fixed))
+            names = ", ".join(fixed)
+            self._log.warn("not before a restart: {names}", event="needs_restart", names=names)
 
     def _show_settings(self, config: Config) -> None:
         """Let what is shown, and logged, be as is set."""

@@ -89,6 +89,8 @@ def main(arguments: list[str]) -> int:
             raise Trouble("it needs rich: pip install 'memtunnel[top]'") from None
         tunnel = Tunnel(place(metrics.description), token)
         document = tunnel.ask()
+    except KeyboardInterrupt:
+        return 1
     except Trouble as problem:
         print(f"memtunnel top: {printable(str(problem))}", file=sys.stderr)
         return 1
@@ -256,7 +258,7 @@ COLUMNS: Final = {
 #: All of it that is shown: tuples hold the types of a value, a list that of its members.
 SHAPE: Final = {
     "version": _word, "now": _number, "uptime": _number, "pid": (int,), "ready": _flag,
-    "draining": _flag, "workers": (int,), "reloaded": _flag, "slow_ms": _maybe,
+    "draining": _flag, "workers": (int,), "silent": [_word], "reloaded": _flag, "slow_ms": _maybe,
     "clients": {
         "connected": (int,), "max": (int,), "paused": (int,), "buffered_bytes": (int,),
         "listeners": [{

@@ -214,7 +214,7 @@ class Worker:
 
     def listener(self) -> Listener:
         """The factory for a port that is about to be opened; then it is `serve`d."""
-        return Listener(self.tunnel, self._turn, self._reactor, self._has_room, self._warn)
+        return Listener(self.tunnel, self._turn, self._reactor, self._has_room)
 
     def serve(self, listener: Listener, port: Any) -> None:
         """Clients come to `listener` by this open port, which is closed when the worker stops."""
@@ -309,9 +309,6 @@ class Worker:
             **fields,
         )
 
-    def _warn(self, words: str) -> None:
-        self._log.warn("{_words}", _words=words)
-
     def reload(self, config: Config, roots: list[Certificate] | None, max_clients: int) -> None:
         """Follow other settings; what is served now goes on.
 
@@ -345,7 +342,7 @@ class Worker:
         """
         self.status.draining = True
         self._log.info(
-            "draining: {clients} clients left", event="draining", clients=self.status.clients
+            "draining; clients left: {clients}", event="draining", clients=self.status.clients
         )
         drained = self._drained = Deferred()
         self._outlasting = outlasting
@@ -372,7 +369,11 @@ class Worker:
         if late:
             self._closing = True
             self._outlasting = False
-            self._log.info("closing {clients} clients", clients=self.status.clients)
+            self._log.info(
+                "closing clients that are left: {clients}",
+                event="closing",
+                clients=self.status.clients,
+            )
             # Time for the answers to what was read, and for the clients to take them.
             self._close_at = now + self.tunnel.policy.request_timeout + LONGEST + LINGER + 2 * SWEEP
             for port in self._ports:

@@ -98,8 +98,9 @@ class WorkerProcess:
             words += "\n" + _as_format(event["log_failure"].getTraceback())
         self.channel.tell(Said(level=event["log_level"].name, format=words, fields=said))
 
-    def _say_error(self, words: str) -> None:
-        self.channel.tell(Said(level="error", format=_as_format(words), fields={}))
+    def _say_error(self, event: str, words: str) -> None:
+        fields = {"event": event}
+        self.channel.tell(Said(level="error", format=_as_format(words), fields=fields))
 
     def _told(self, message: Any) -> None:
         worker = self._worker
@@ -108,7 +109,7 @@ class WorkerProcess:
                 self._begin(message)
             except Exception as problem:
                 # Told in words, or else the channel would be gone before the log's line.
-                self._say_error(f"it cannot begin: {problem!r}")
+                self._say_error("not_started", f"it cannot begin: {problem!r}")
                 self._end()
         elif isinstance(message, Ask) and worker is not None:
             self._description = message.description
@@ -152,7 +153,7 @@ class WorkerProcess:
         except Exception as problem:
             # What it serves goes on, which it would not if the channel were gone.
             worker.not_reloaded()
-            self._say_error(f"settings not reloaded: {problem!r}")
+            self._say_error("not_reloaded", f"settings not reloaded: {problem!r}")
         self._look_for_room()
 
     def _send_reading(self, worker: Worker) -> None:

@@ -118,7 +118,7 @@ class Workers:
 
     def listener(self) -> Refusing:
         """The factory for a port that is about to be opened; then it is `serve`d."""
-        return Refusing(self._reactor, self._warn)
+        return Refusing(self._reactor)
 
     def serve(self, listener: Refusing, port: Any) -> None:
         """Let the workers accept from this port, which is closed when they stop."""
@@ -148,8 +148,13 @@ class Workers:
     @property
     def responsive(self) -> bool:
         """Whether the loops of all turn."""
-        return not any(
-            worker.silent for worker in self._workers.values() if worker.reading is not None
+        return not self._silent
+
+    @property
+    def _silent(self) -> tuple[str, ...]:
+        """The numbers of those that do not answer any more."""
+        return tuple(
+            str(number) for number, worker in sorted(self._workers.items()) if worker.hangs
         )
 
     @property
@@ -216,12 +221,13 @@ class Workers:
 
     def _kill(self) -> None:
         for worker in self._workers.values():
-            self._warn(f"worker {worker.number} does not end: it is killed")
+            self._say("killed", worker.number, "does not end: it is killed")
             with suppress(ProcessExitedAlready):
                 worker.transport.signalProcess("KILL")
 
-    def _warn(self, words: str) -> None:
-        self._log.warn("{_words}", _words=words)
+    def _say(self, event: str, number: int, words: str) -> None:
+        """Log what becomes of a worker."""
+        self._log.warn("worker {worker} {_words}", event=event, worker=str(number), _words=words)
 
     # Reading them
 
@@ -232,6 +238,9 @@ class Workers:
         self._round += 1
         description = tuple(describe(self._state()))
         for worker in self._workers.values():
+            if worker.hangs and not worker.told_silent:
+                worker.told_silent = True
+                self._say("silent", worker.number, "does not answer")
             # One that hangs is asked no more until it has answered what it was asked.
             if not worker.silent:
                 slow = self._slow_for(worker)
@@ -291,7 +300,8 @@ class Workers:
         )
         return replace(
             together,
-            ready=together.ready and self.responsive,
+            ready=together.ready and not self._silent,
+            silent=self._silent,
             config_last_reload_successful=together.config_last_reload_successful and self._reloaded,
             pid=os.getpid(),
             uptime=self._reactor.seconds() - self._began,
@@ -322,7 +332,7 @@ class Workers:
                     childFDs=dict(enumerate(descriptors)),
                 )
         except OSError as problem:
-            self._warn(f"worker {number} cannot be started: {problem}")
+            self._say("not_started", number, f"cannot be started: {problem}")
             self._spawn_later(number)
             return
         self._workers[number] = worker
@@ -360,6 +370,9 @@ class Workers:
 
     def told(self, worker: WorkerProtocol, message: object) -> None:
         """A worker said something."""
+        if worker.told_silent:
+            worker.told_silent = False
+            self._say("answers", worker.number, "answers again")
         if isinstance(message, Reading):
             # Once for each: those that work on say nothing of one that ends again and again.
             if not worker.settled and worker.heard - worker.began > SETTLED:
@@ -397,7 +410,7 @@ class Workers:
         self._look_at_round()
         self._tell_the_end()
         if not self._ending:
-            self._warn(f"worker {worker.number} has ended: {how}; another takes its place")
+            self._say("ended", worker.number, f"has ended: {how}; another takes its place")
             self._spawn_later(worker.number)
 
     def _look_for_room(self) -> None:
@@ -431,6 +444,8 @@ class WorkerProtocol(ProcessProtocol):
         self.slow_told = 0
         """How many slow requests there had been when it was told of them."""
         self.settled = False
+        self.told_silent = False
+        """Whether the log has it that it does not answer."""
         self.began = seconds()
         self.heard = self.began
         """When it said something last."""
@@ -442,6 +457,11 @@ class WorkerProtocol(ProcessProtocol):
     def silent(self) -> bool:
         """Whether it has not answered for long."""
         return self._seconds() - self.heard >= SILENCE
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it answered once, and does not any more."""
+        return self.reading is not None and self.silent
 
     def _told(self, message: object) -> None:
         self.heard = self._seconds()

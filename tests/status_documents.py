@@ -41,6 +41,7 @@ def document(
         "ready": len(down) < len(names),
         "draining": False,
         "workers": workers,
+        "silent": [],
         "reloaded": True,
         "slow_ms": 50.0,
         "slow_sample": 1000,

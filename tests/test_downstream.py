@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from memory import Network, Transport
+from twisted.logger import capturedLogs, formatEvent
 
 from memtunnel.core.answers import CHOKED_BYTES, FULL_BYTES, FULL_REQUESTS
 from memtunnel.core.budget import Budget
@@ -26,6 +27,7 @@ from memtunnel.net.downstream import (
     Listener,
 )
 from memtunnel.net.turn import Turn
+from memtunnel.ops.logs import fields
 from memtunnel.ops.metrics import Metrics
 from memtunnel.wire import binary
 from memtunnel.wire.binary import Opcode, Status
@@ -56,10 +58,7 @@ class Bench:
             lambda: None,
         )
         self.room = True
-        self.said: list[str] = []
-        self.listener = Listener(
-            self.tunnel, self.turn, self.network, lambda: self.room, self.said.append
-        )
+        self.listener = Listener(self.tunnel, self.turn, self.network, lambda: self.room)
         self.listener.counts = self.metrics.listener("127.0.0.1:11211")
 
     @property
@@ -572,10 +571,13 @@ def test_a_client_that_leaves_while_frames_are_held(bench: Bench) -> None:
 def test_a_client_over_the_limit_is_refused_and_said_once(bench: Bench) -> None:
     first = bench.client()
     bench.room = False
-    assert bench.listener.buildProtocol(None) is None
-    assert bench.listener.buildProtocol(None) is None
+    with capturedLogs() as said:
+        assert bench.listener.buildProtocol(None) is None
+        assert bench.listener.buildProtocol(None) is None
     assert bench.counts.rejected == {"max_clients": 2}
-    assert len(bench.said) == 1
+    (line,) = said
+    assert fields(line) == {"event": "refused", "listener": "", "reason": "max_clients"}
+    assert formatEvent(line) == ": a client was refused: --max-clients is reached"
     first.deliver(get(1))
     assert bench.hits() == 1
 

@@ -371,6 +371,15 @@ def test_what_several_tell_of_one_after_the_other_is_in_the_order_of_time() -> N
     assert [entry.settled for entry in log.after(1)] == [3.0, 2.0, 4.0], "as they came"
 
 
+def test_clients_are_told_of_samples_last() -> None:
+    log = SlowLog()
+    one = Entry(1.0, "get", "hit", "slow", "s", 1, 0.1, 0.0, 0.1, 50, "")
+    for settled, why in enumerate(("slow", "sample", "failed", "sample")):
+        log.add(one._replace(settled=float(settled), why=why))
+    told = [line.split()[3] for _, line in log.described(0.0)]
+    assert told == ["why=failed", "why=slow", "why=sample", "why=sample"]
+
+
 def test_clients_that_must_not_know_of_others_are_told_no_keys() -> None:
     seen = Observed(sample=1)
     asks(seen.house.client(), [b"a"])

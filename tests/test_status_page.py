@@ -130,6 +130,7 @@ def test_the_headline_says_how_things_are(case: str, show: Callable[[Any], Visit
     [
         ({"draining": True}, "Draining", "It serves the clients that are left, and then ends."),
         ({}, "Not ready", "Not every worker can serve yet."),
+        ({"silent": ["2", "3"]}, "Not ready", "Worker 2, 3 does not answer."),
         (documents.document(down=[STOPPED]), "Not ready, without 1 of 3 servers", "Away: "),
     ],
 )
@@ -163,7 +164,7 @@ def test_the_charts_show_the_last_ten_minutes(show: Callable[[Any], Visit]) -> N
     seen = show(document)
     more = ". Arrow keys read earlier values."
     assert [chart.get_attribute("aria-label") for chart in seen[CHART].all()] == [
-        "Requests per second: to servers 3\u202f000, degraded 900" + more,
+        "Requests per second: for servers 3\u202f000, degraded 900" + more,
         "Latency, as clients see it: p50 500 µs, p99 400 ms" + more,
         "Where the time goes: wire p50 400 µs, wire p99 2.00 ms, queue p99 " + NONE + more,
         "Hit rate: of gets 50.0\u202f%" + more,
@@ -279,6 +280,30 @@ def test_slow_requests_say_where_their_time_went(show: Callable[[Any], Visit]) -
     bars = seen[".share i"].evaluate_all("bars => bars.map(bar => bar.offsetWidth)")
     whole = seen[".share"].first.evaluate("bar => bar.offsetWidth")
     assert [round(4 * bar / whole) for bar in bars] == [1, 2, 4, 0]
+
+
+def test_samples_are_shown_to_those_who_want_them(show: Callable[[Any], Visit]) -> None:
+    sample = SLOW | {"why": "sample", "status": "hit"}
+    seen = show(documents.document() | {"slow": [sample, SLOW, sample | {"bytes": 1}]})
+    shown = seen["#slow tbody tr:visible"]
+    seen["#filter"].fill("")
+    expect(shown).to_have_count(1)
+    told = "One in 1 000 of all is kept as a sample"
+    assert f"{told}: 2 not shown." in seen.texts("#kept")[0]
+    seen["#samples"].focus()
+    seen.page.keyboard.press("Space")
+    expect(shown).to_have_count(3)
+    assert f"{told}." in seen.texts("#kept")[0]
+    seen["#filter"].fill("timeout")
+    expect(shown).to_have_count(1)
+
+
+def test_of_samples_only_it_is_said_that_nothing_was_slow(show: Callable[[Any], Visit]) -> None:
+    seen = show(documents.document() | {"slow": [SLOW | {"why": "sample"}]})
+    seen["#samples"].uncheck()
+    seen["#filter"].fill("")
+    assert seen.texts("#empty") == ["No request has failed or taken 50 ms."]
+    assert not seen["#slow"].is_visible()
 
 
 def test_no_slow_request_is_said_in_words(show: Callable[[Any], Visit]) -> None:
@@ -508,7 +533,7 @@ def test_charts_are_read_with_the_keyboard(visit: Callable[..., Visit]) -> None:
     seen.page.keyboard.press("ArrowLeft")
     assert first.locator(".keys b").first.inner_text() == "1.0"
     assert first.locator(".muted").inner_text() == "15:59:56, 4 s ago"
-    assert seen.texts("#said") == ["15:59:56, 4 s ago: to servers 1.0, degraded 0"]
+    assert seen.texts("#said") == ["15:59:56, 4 s ago: for servers 1.0, degraded 0"]
     assert first.locator(".cursor").get_attribute("d") != ""
     seen.page.keyboard.press("ArrowRight")
     assert first.locator(".keys b").first.inner_text() == "2.0"
@@ -548,6 +573,7 @@ def test_slow_requests_are_filtered_from_the_keyboard(visit: Callable[..., Visit
 
 def test_an_update_leaves_the_reader_alone(visit: Callable[..., Visit], stub: Stub) -> None:
     seen = visit(at_times(slow=100), clock=True)
+    seen["#samples"].check()
     seen["#filter"].fill("get")
     for selector in ("figure", "#servers tr", "#slow tbody tr:first-child", "#figures div"):
         seen[selector].evaluate_all("nodes => nodes.forEach(node => { node.known = true })")

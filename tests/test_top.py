@@ -86,8 +86,9 @@ def request(**changes: Any) -> dict[str, Any]:
 def document(**changes: Any) -> dict[str, Any]:
     return {
         "version": "0.1.0", "now": NOW, "uptime": 4321.5, "pid": 123, "ready": True,
-        "draining": False, "workers": 1, "reloaded": True, "slow_ms": 50.0, "slow_sample": None,
-        "slow_untold": 0, "servers": [server()], "history": history(), "slow": [request()],
+        "draining": False, "workers": 1, "silent": [], "reloaded": True, "slow_ms": 50.0,
+        "slow_sample": None, "slow_untold": 0, "servers": [server()], "history": history(),
+        "slow": [request()],
         "clients": {
             "connected": 12, "max": 10000, "paused": 0, "buffered_bytes": 0,
             "listeners": [{
@@ -128,8 +129,8 @@ def test_it_shows_what_is_going_on() -> None:
         "memtunnel 0.1.0 ready up 72 min pid 123",
         "requests/s 1,234 ███ 1,234 hit rate 93.2%",
         "p99 4.20 ms ███ 4.20 ms p50 420 µs",
-        "queue p99 12 µs ███ 12 µs sent 2.00 KiB/s",
-        "wire p99 3.90 ms ███ 3.90 ms received 2.86 MiB/s",
+        "queue p99 12 µs ███ 12 µs to servers 2.00 KiB/s",
+        "wire p99 3.90 ms ███ 3.90 ms from servers 2.86 MiB/s",
         "degraded/s 0 ▁▁▁ 0 clients 12 of 10,000",
         "mc1.example.com up 1/2 3 420 µs 0 - 87 d -",
         "127.0.0.1:11211 12 991 0 0 12.1 KiB 5.00 MiB",
@@ -142,13 +143,15 @@ def test_it_shows_what_is_going_on() -> None:
 
 
 def test_what_is_wrong_stands_out_in_words() -> None:
-    clients = {**document()["clients"], "paused": 3, "buffered_bytes": 5 << 20}
+    clients = {**document()["clients"], "paused": 1, "buffered_bytes": 5 << 20}
     lines = draw(shown=document(ready=False, reloaded=False, workers=4, clients=clients))
     assert "  NOT READY  " in lines[0]
     assert "4 workers" in lines[0]
     assert lines[1] == (
-        "the settings read last are not in use, 3 clients not read from, 5.00 MiB held f…"
+        "the settings read last are not in use, 1 client not read from, 5.00 MiB held fo…"
     )
+    silent = draw(shown=document(ready=False, workers=2, silent=["2"]))
+    assert silent[1] == "worker 2 does not answer"
     assert "draining" in draw(shown=document(draining=True))[0]
 
 
@@ -162,9 +165,9 @@ def test_at_the_start_there_is_little_to_show() -> None:
     lines = draw(shown=document(**EMPTY))
     assert "  NOT READY  " in lines[0]
     assert line_of(lines, "requests/s") == "requests/s - - hit rate -"
-    assert line_of(lines, "mc2") == "mc2.example.com refusing 3 - 4 80.0 ms - -"
-    assert lines[-1] == "no request failed, or slower than 50 ms lately"
-    assert draw(shown=document(slow=[], slow_ms=None))[-1] == "no request failed lately"
+    assert line_of(lines, "mc2") == "mc2.example.com down 3 - 4 80.0 ms - -"
+    assert lines[-1] == "no request has failed, or taken 50 ms, lately"
+    assert draw(shown=document(slow=[], slow_ms=None))[-1] == "no request has failed lately"
 
 
 @pytest.mark.parametrize(
@@ -173,11 +176,11 @@ def test_at_the_start_there_is_little_to_show() -> None:
 def test_a_server_that_is_down_says_why(width: int, told: str) -> None:
     lines = draw(width, shown=document(servers=[server(), down()]))
     (line,) = [line for line in lines if line.startswith("mc2")]
-    assert "refusing" in line
+    assert " down " in line
     assert told in line
-    assert "mc1.example.com down 3" in line_of(
-        draw(shown=document(servers=[server(up=False)])), "mc1"
-    )
+    for state, word in (({"up": False}, "connecting"), ({"refusing": True}, "not used")):
+        lines = draw(shown=document(servers=[server(**state)]))
+        assert f"mc1.example.com {word} 3" in line_of(lines, "mc1")
 
 
 def test_samples_are_neither_slow_nor_failed() -> None:

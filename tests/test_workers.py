@@ -726,7 +726,9 @@ def test_what_a_worker_said_last_is_logged_before_its_end(
     assert warnings[0] == "worker 1: one broke"
 
 
-def test_one_that_says_nothing_is_missed(workers: Workers, machine: Machine) -> None:
+def test_one_that_says_nothing_is_missed(
+    workers: Workers, machine: Machine, warnings: list[str]
+) -> None:
     one, other = machine.processes
     machine.advance(2 * SILENCE)
     assert workers.responsive, "they have not begun yet"
@@ -737,13 +739,22 @@ def test_one_that_says_nothing_is_missed(workers: Workers, machine: Machine) -> 
     assert workers.responsive
     machine.advance(SILENCE / 2)
     assert not workers.responsive
+    read: list[Metrics] = []
+    workers.read().addCallback(read.append)
+    for seconds in (PATIENCE, PATIENCE, TICK):
+        machine.advance(seconds)
+    assert [metrics.state().silent for metrics in read] == [("2",)]
+    assert warnings == ["worker 2 does not answer"]
     # It is not asked on and on, and is back as soon as it answers.
     assert Ask in {type(message) for message in one.told()}
     other.told()
     machine.advance(1.0)
     assert other.told() == []
-    other.says(Room(left=True))
+    for process in machine.processes:
+        process.says(Room(left=True))
     assert workers.responsive
+    of_it = [words for words in warnings if words.startswith("worker 2")]
+    assert of_it == ["worker 2 does not answer", "worker 2 answers again"]
 
 
 def test_all_drain_and_none_is_replaced(

@@ -14,6 +14,7 @@ from typing import Protocol as Interface
 
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -295,13 +296,17 @@ class Refusing(Factory):
 
     noisy = False
 
-    def __init__(self, reactor: Any, say: Callable[[str], None]) -> None:
+    def __init__(self, reactor: Any) -> None:
         self.seconds: Callable[[], float] = reactor.seconds
-        self._say = say
+        self._log = Logger(namespace="memtunnel")
         self.address = ""
         """Where it listens; set, as `counts` is, when that is known."""
         self.counts: ListenerCounts
         self._said: dict[str, float] = {}
+
+    def logPrefix(self) -> str:
+        """What Twisted's log calls the port."""
+        return "memtunnel"
 
     def buildProtocol(self, addr: Any) -> Any:
         self._reject("max_clients")
@@ -311,7 +316,13 @@ class Refusing(Factory):
         now = self.seconds()
         if now - self._said.get(what, -REMINDER) >= REMINDER:
             self._said[what] = now
-            self._say(f"{self.address}: {_NOTICES[what]}")
+            self._log.warn(
+                "{listener}: {_words}",
+                event="refused",
+                listener=self.address,
+                reason=what,
+                _words=_NOTICES[what],
+            )
 
     def _reject(self, reason: str) -> None:
         self.counts.rejected[reason] = self.counts.rejected.get(reason, 0) + 1
@@ -327,9 +338,8 @@ class Listener(Refusing):
         turn: Turn,
         reactor: Any,
         room: Callable[[], bool],
-        say: Callable[[str], None],
     ) -> None:
-        super().__init__(reactor, say)
+        super().__init__(reactor)
         self.tunnel = tunnel
         self.turn = turn
         self.call_later = reactor.callLater

@@ -39,6 +39,7 @@ TURN: Final = 0.001
 _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
 _HTML: Final = "text/html; charset=utf-8"
+_NO_TOKEN: Final = "served on loopback only, as long as MEMTUNNEL_METRICS_TOKEN is not set\n"
 
 #: The status page.
 PAGE: Final = Path(__file__).with_name("page.html").read_text("utf-8")
@@ -148,7 +149,7 @@ class Admin(Resource):
             if trusted or request.path == b"/readyz":
                 self._show(page, request, trusted)
             elif self._token is None:
-                _answer(request, 403, _TEXT, "without a token served on loopback only\n")
+                _answer(request, 403, _TEXT, _NO_TOKEN)
             else:
                 # Basic is what browsers ask people for.
                 for scheme in (b"Bearer", b'Basic realm="memtunnel"'):
@@ -194,9 +195,7 @@ class Admin(Resource):
         state = _state(metrics)
         code = 200 if state.ready else 503
         if trusted:
-            # Each connection by itself is for /status: there may be hundreds.
-            told = json.dumps(asdict(_without_pools(state)), indent=2)
-            _answer(request, code, _JSON, told + "\n")
+            _answer(request, code, _JSON, json.dumps(_summary(state), indent=2) + "\n")
         else:
             _answer(request, code, _TEXT, "ready\n" if state.ready else "not ready\n")
 
@@ -240,10 +239,16 @@ def _state(metrics: Metrics) -> State:
     return state
 
 
-def _without_pools(state: State) -> State:
+def _summary(state: State) -> dict[str, Any]:
+    """All but each connection by itself, which is for /status: there may be hundreds."""
     servers = {name: replace(server, pool=()) for name, server in state.servers.items()}
-    workers = {number: _without_pools(worker) for number, worker in state.workers.items()}
-    return replace(state, servers=servers, workers=workers)
+    told = asdict(replace(state, servers=servers, workers={}))
+    for server in told["servers"].values():
+        del server["pool"]
+    del told["workers"]
+    if state.workers:
+        told["workers"] = {number: _summary(worker) for number, worker in state.workers.items()}
+    return told
 
 
 def is_loopback(address: Any) -> bool:
@@ -253,9 +258,11 @@ def is_loopback(address: Any) -> bool:
 
 def _is_loopback_ip(text: str) -> bool:
     try:
-        return ip_address(text).is_loopback
+        ip = ip_address(text)
     except ValueError:
         return False
+    # A socket that listens on [::] has 127.0.0.1 as ::ffff:127.0.0.1.
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
 def _names_loopback(request: Any) -> bool:

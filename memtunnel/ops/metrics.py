@@ -271,6 +271,8 @@ class State:
     pid: int = 0
     workers: Mapping[str, State] = field(default_factory=dict)
     """By number, where the tunnel has workers in processes of their own."""
+    silent: tuple[str, ...] = ()
+    """The numbers of workers that do not answer."""
 
 
 class Build(NamedTuple):

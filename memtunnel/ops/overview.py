@@ -58,6 +58,7 @@ class Overview:
             "ready": state.ready,
             "draining": state.draining,
             "workers": max(1, len(state.workers)),
+            "silent": list(state.silent),
             "reloaded": state.config_last_reload_successful,
             "slow_ms": self.slow_ms,
             "slow_sample": self.slow_sample,

@@ -89,6 +89,10 @@ class Entry(NamedTuple):
         return f"{self.command} {self.status} after {took} ({', '.join(parts)})"
 
 
+def _is_sample(entry: Entry) -> bool:
+    return entry.why == Notable.SAMPLE
+
+
 class SlowLog:
     """`say` is told what is worth a line in the log, and how many were not since the last one.
 
@@ -155,7 +159,7 @@ class SlowLog:
         return sorted((one for one in both if one.number > number), key=attrgetter("number"))
 
     def described(self, epoch: float) -> tuple[tuple[str, str], ...]:
-        """The names and values of ``STAT memtunnel slow``: the newest is 1.
+        """The names and values of ``STAT memtunnel slow``: the newest is 1, samples come last.
 
         `epoch` is what makes seconds since the epoch of the monotonic clock's.
         """
@@ -164,7 +168,7 @@ class SlowLog:
             self._described_at = self.added, epoch
             self._described = tuple(
                 (str(place), entry.described(epoch, with_key=self._tells_keys))
-                for place, entry in enumerate(self, 1)
+                for place, entry in enumerate(sorted(self, key=_is_sample), 1)
             )
         return self._described
 
