@@ -36,8 +36,8 @@ ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_ce
 PURE_ON_COMPILED := $(patsubst %,compiled/%,$(filter-out $(ONCE),$(PURE)))
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
-.PHONY: run check test test-all test-compiled compiled lint system stress bench fuzz simulate torture \
-	seeded-bugs pictures clean aside $(PURE) $(PURE_ON_COMPILED)
+.PHONY: run check test test-all test-compiled compiled lint system stress bench instructions fuzz \
+	simulate torture seeded-bugs pictures clean aside $(PURE) $(PURE_ON_COMPILED)
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -107,6 +107,10 @@ stress:
 bench: .venv/bench
 	@case "$(BENCH)" in *memtunnel-compiled*) $(MAKE) compiled;; esac
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m benchmarks $(BENCH)
+
+# What being watched costs, by valgrind and memtier_benchmark: exact, whoever else is at work.
+instructions: .venv/bench
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m benchmarks.instructions
 
 # Each parser with new inputs, so many or for so many seconds; what is found is kept in build/fuzz.
 # FUZZ_CORE=plain does without a C compiler, at two thirds of the speed.

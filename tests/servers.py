@@ -178,7 +178,7 @@ class Tunnel:
         self.process: subprocess.Popen[bytes] | None = None
         self.output = b""
 
-    def start(self) -> "Tunnel":
+    def start(self, patience: float = PATIENCE) -> "Tunnel":
         self.process = subprocess.Popen(
             self.command,
             env=self.environ,
@@ -195,7 +195,7 @@ class Tunnel:
                 pytest.fail(f"the tunnel ended: {self.log()}")
             return connects(self.port) and connects(self.admin)
 
-        wait_until(listening, "the tunnel listens")
+        wait_until(listening, "the tunnel listens", patience)
         return self
 
     @property
