@@ -1,11 +1,11 @@
 """The console script: ``memtunnel`` runs the tunnel in the foreground, or one of its tools."""
 
 import sys
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 #: By word: the module of the tool, each with a ``main(arguments) -> exit status``.
-TOOLS: Final = ("check", "ca", "top")
+TOOLS: Final = ("check", "ca", "top", "start")
 #: What the tunnel itself starts.
 WORKER: Final = "worker"
 
@@ -16,7 +16,6 @@ def main() -> None:
     if arguments and arguments[0] in (*TOOLS, WORKER):
         sys.exit(tool(arguments[0])(arguments[1:]))
     from twisted.python import usage
-    from twisted.scripts.twistd import run
 
     from memtunnel.service import Options
 
@@ -30,12 +29,33 @@ def main() -> None:
     run()
 
 
+def run() -> None:
+    """What `twistd` does, without its search for plugins: this one is here."""
+    from twisted.application import app
+    from twisted.application.service import ServiceMaker
+    from twisted.scripts import twistd
+
+    maker: Any = ServiceMaker("memtunnel", "memtunnel.service", "", "memtunnel")
+
+    class Twistd(twistd.ServerOptions):  # type: ignore[misc, name-defined]
+        @property
+        def subCommands(self) -> Iterator[tuple[str, None, Callable[[], Any], str]]:
+            self.loadedPlugins = {maker.tapname: maker}
+            yield maker.tapname, None, maker.options, maker.description
+
+    app.run(twistd.runApp, Twistd)
+
+
 def tool(word: str) -> Callable[[list[str]], int]:
     """The entry point of a tool, imported only when it is asked for."""
     if word == "check":
         from memtunnel.check import main as check
 
         return check
+    if word == "start":
+        from memtunnel.start import main as start
+
+        return start
     if word == "top":
         from memtunnel.top import main as top
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +23,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
+from memtunnel import program
 from memtunnel.addresses import address_of
 from memtunnel.channel import (
     Ask,
@@ -85,9 +85,8 @@ class Workers:
         self._reactor = reactor
         self._set(config, roots, max_clients)
         self._reloaded = True
-        # A worker is this very program, wherever it was found.
-        self._environ = {name: environ[name] for name in environ if not name.startswith(_OURS)}
-        self._environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        others = {name: environ[name] for name in environ if not name.startswith(_OURS)}
+        self._environ = program.environment(others)
         self._log = Logger(namespace="memtunnel")
         self._began = reactor.seconds()
         self._ports: list[Any] = []
@@ -323,11 +322,11 @@ class Workers:
             with ours, theirs:
                 attach(self._reactor, ours.fileno(), worker.channel)
                 descriptors = [0, 1, 2, theirs.fileno(), *(port.fileno() for port in self._ports)]
+                command = program.command("worker")
                 self._reactor.spawnProcess(
                     worker,
-                    sys.executable,
-                    # Without -P, modules of the working directory would be taken for others.
-                    [sys.executable, "-P", "-m", "memtunnel", "worker"],
+                    command[0],
+                    command,
                     env=self._environ,
                     childFDs=dict(enumerate(descriptors)),
                 )
