@@ -286,6 +286,8 @@ class TunnelService(Service):
         if self._manager.listens:
             until = self._reactor.seconds() + self._config.connect_timeout
             self._reactor.callWhenRunning(self._announce, until)
+            serving = self._serving
+            self._manager.reassure(self._reactor, lambda: serving.responsive)
 
     def _tell(self, words: str) -> None:
         """Say on the terminal why there is no start."""

@@ -14,16 +14,27 @@ from contextlib import suppress
 from typing import Any, Final
 
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 READY: Final = "READY=1"
 STOPPING: Final = "STOPPING=1"
+ALIVE: Final = "WATCHDOG=1"
 
 
 def reloading() -> str:
     """What is said when new settings are about to be read; `READY` follows when they are."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
+
+
+def _patience(environ: Mapping[str, str]) -> float | None:
+    """What is granted to this very process: the variables may be inherited from another one."""
+    microseconds = environ.get("WATCHDOG_USEC", "")
+    pid = str(os.getpid())
+    if environ.get("WATCHDOG_PID", pid) != pid or not microseconds.isdecimal():
+        return None
+    return int(microseconds) / 1e6 or None
 
 
 class Manager:
@@ -33,6 +44,8 @@ class Manager:
         address = environ.get("NOTIFY_SOCKET", "")
         # A name that begins with @ has no file: the kernel wants a NUL there.
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self.patience = _patience(environ)
+        """Seconds after which one that said nothing is ended; None where nobody watches."""
 
     @property
     def listens(self) -> bool:
@@ -45,6 +58,17 @@ class Manager:
                 speaker.setblocking(False)  # one that does not listen keeps nobody waiting
                 speaker.connect(self._address)
                 speaker.send(state.encode())
+
+    def reassure(self, reactor: Any, responsive: Callable[[], bool]) -> None:
+        """Say that the tunnel lives, twice in the time that is granted, as long as it does.
+
+        It is said in a turn of the reactor's: one that hangs says nothing, and neither does one
+        that is not `responsive`.
+        """
+        if self.patience is not None:
+            loop = LoopingCall(lambda: self.tell(ALIVE) if responsive() else None)
+            loop.clock = reactor
+            loop.start(self.patience / 2)
 
 
 @implementer(IReadDescriptor)

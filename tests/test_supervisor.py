@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import servers
+from twisted.internet.task import Clock
 
+from memtunnel import supervisor
 from memtunnel.wire.binary import Status
 
 Started = Callable[..., Any]
@@ -190,6 +192,116 @@ def test_a_manager_that_is_not_there_is_no_trouble(
     tunnel.signal(signal.SIGTERM)
     assert tunnel.wait() == 0
     assert "Traceback" not in tunnel.log()
+
+
+# A manager that watches
+
+ALIVE = "WATCHDOG=1"
+
+
+@pytest.fixture
+def watching(manager: Manager) -> Callable[..., Clock]:
+    """Starts what reassures the manager, on a clock of its own."""
+
+    def start(responsive: Callable[[], bool] = lambda: True, **environ: str) -> Clock:
+        clock = Clock()
+        told = supervisor.Manager({**manager.environ, **environ})
+        told.reassure(clock, responsive)
+        return clock
+
+    return start
+
+
+def test_one_that_watches_hears_twice_in_the_time_that_it_grants(
+    watching: Callable[..., Clock], manager: Manager
+) -> None:
+    clock = watching(WATCHDOG_USEC="3000000", WATCHDOG_PID=str(os.getpid()))
+    for count in range(1, 5):
+        assert manager.listen() == [ALIVE] * count
+        clock.advance(1.4)
+        assert manager.listen() == [ALIVE] * count
+        clock.advance(0.1)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"},
+        {"WATCHDOG_USEC": "0"},
+        {"WATCHDOG_USEC": "soon"},
+    ],
+    ids=["not asked", "another process", "no time", "no number"],
+)
+def test_one_that_does_not_watch_hears_nothing(
+    watching: Callable[..., Clock], manager: Manager, environ: dict[str, str]
+) -> None:
+    clock = watching(**environ)
+    clock.advance(10)
+    assert manager.listen() == []
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_loop_that_hangs_says_nothing(watching: Callable[..., Clock], manager: Manager) -> None:
+    clock = watching(WATCHDOG_USEC="2000000")
+    said: list[int] = []
+
+    def hang() -> None:
+        said.append(len(manager.listen()))
+        clock.rightNow += 60
+        said.append(len(manager.listen()))
+
+    clock.callLater(2.5, hang)
+    clock.advance(1)
+    clock.advance(1)
+    clock.advance(0.5)
+    assert said == [3, 3]
+    # Once more, and not for each time that it was silent.
+    assert manager.listen() == [ALIVE] * 4
+
+
+def test_one_that_is_not_responsive_says_nothing(
+    watching: Callable[..., Clock], manager: Manager
+) -> None:
+    responsive = [True]
+    clock = watching(lambda: responsive[0], WATCHDOG_USEC="2000000")
+    responsive[0] = False
+    clock.advance(1)
+    clock.advance(1)
+    assert manager.listen() == [ALIVE]
+    responsive[0] = True
+    clock.advance(1)
+    assert manager.listen() == [ALIVE] * 2
+
+
+def test_a_running_tunnel_says_that_it_lives(
+    make_memcached: Started, started: list[Any], ca_file: Path, manager: Manager
+) -> None:
+    environ = {**manager.environ, "WATCHDOG_USEC": "100000"}
+    tunnel = tunnel_to(make_memcached(), ca_file, environ=environ)
+    started.append(tunnel)
+    tunnel.start()
+    servers.wait_until(lambda: manager.listen().count(ALIVE) > 3, "it says so again and again")
+
+
+@pytest.mark.full
+def test_a_tunnel_one_of_whose_workers_hangs_does_not_say_that_it_lives(
+    make_memcached: Started, started: list[Any], ca_file: Path, manager: Manager
+) -> None:
+    environ = {**manager.environ, "WATCHDOG_USEC": "100000"}
+    tunnel = tunnel_to(make_memcached(), ca_file, "--workers=2", environ=environ)
+    started.append(tunnel)
+    tunnel.start().wait_ready()
+    worker = tunnel.workers[0]
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        servers.wait_until(lambda: tunnel.get("/healthz")[0] == 503, "it is not responsive")
+        count = len(manager.listen())
+        time.sleep(0.5)  # ten times as long as it takes one that lives
+        assert len(manager.listen()) == count
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    servers.wait_until(lambda: len(manager.listen()) > count, "it says again that it lives")
 
 
 # A process that is outlived
