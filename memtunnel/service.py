@@ -401,7 +401,11 @@ class TunnelService(Service):
     def _open(self, reactor: Any, description: str, factory: Any, flag: str) -> Any:
         opened: list[Any] = []
         failed: list[Any] = []
-        endpoint = serverFromString(reactor, description)
+        try:
+            endpoint = serverFromString(reactor, description)
+        except LookupError:
+            words = "the service manager has handed over no such socket"
+            raise CannotStart(f"cannot listen on {description}: {words}") from None
         endpoint.listen(factory).addCallbacks(opened.append, failed.append)
         if failed:
             problem = failed[0].value
