@@ -27,7 +27,7 @@ from twisted.python import usage
 
 from memtunnel.addresses import host_port
 from memtunnel.config import Config, ConfigError, ServerConfig, describe
-from memtunnel.core.outcomes import Lost
+from memtunnel.core.outcomes import NO_LOGINS, Lost
 from memtunnel.net.blocking import Address, Channel, Deadline, Trouble, connect, look_up
 from memtunnel.net.tls import (
     Expectation,
@@ -258,6 +258,8 @@ class Check:
             self._say("login", "none is configured")
             return
         answer = channel.ask(warm, Opcode.SASL_AUTH, MECHANISM, credentials.initial_response())
+        if answer.status == Status.UNKNOWN_COMMAND:
+            raise Trouble(NO_LOGINS)
         if answer.status != Status.OK:
             raise Trouble(f"{credentials.username}: refused, {_status(answer)}")
         self._say("login", f"{credentials.username}: accepted")

@@ -159,6 +159,9 @@ HINTS: Final[dict[Lost, str]] = {
     Lost.LOGIN_LOST: "it wants a login",
 }
 
+#: Of a server that answers to a login as if there were no such command.
+NO_LOGINS: Final = "it knows no logins: leave user name and password out"
+
 
 class Desync(StrEnum):
     """What made a server's stream untrustworthy."""
@@ -172,12 +175,16 @@ class Desync(StrEnum):
 
 
 class Distrust(Exception):
-    """A server said something that makes its connection untrustworthy; it has to be aborted."""
+    """A server said something that makes its connection untrustworthy; it has to be aborted.
 
-    def __init__(self, lost: Lost, kind: Desync | None = None) -> None:
+    `words` are for people, where those of `HINTS` do not hold.
+    """
+
+    def __init__(self, lost: Lost, kind: Desync | None = None, words: str = "") -> None:
         super().__init__(f"{lost}: {kind}" if kind else str(lost))
         self.lost = lost
         self.kind = kind
+        self.words = words
 
 
 #: Statuses that pass from a server to a client, for all but the commands that return a value.

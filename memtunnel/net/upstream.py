@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from memtunnel.core.deadlines import LONGEST, RATE
 from memtunnel.core.mux import Multiplexer
-from memtunnel.core.outcomes import Distrust, Lost, Reason
+from memtunnel.core.outcomes import NO_LOGINS, Distrust, Lost, Reason
 from memtunnel.core.request import Request, one_by_one
 from memtunnel.core.server import Server
 from memtunnel.core.tunnel import Tunnel
@@ -237,7 +237,8 @@ class Upstream(Protocol):
                 self._phase("auth")
                 self._probe()
             else:
-                raise Distrust(Lost.LOGIN_REFUSED)
+                words = NO_LOGINS if status == Status.UNKNOWN_COMMAND else ""
+                raise Distrust(Lost.LOGIN_REFUSED, words=words)
         elif request.opcode == Opcode.GET:
             if status in (Status.OK, Status.NOT_FOUND):
                 self._server.answered()
@@ -310,7 +311,7 @@ class Upstream(Protocol):
             if self.mux.receive(data, now):
                 self._server.answered()
         except Distrust as distrust:
-            self._lose(distrust.lost, kind=distrust.kind or "")
+            self._lose(distrust.lost, distrust.words, distrust.kind or "")
         # Each client gets one write for all that this read brought.
         self._tunnel.flush()
 
