@@ -8,10 +8,13 @@ the reactor's buffer. Endpoints and all that is above stay ordinary Twisted:
     serverFromString(SendAtOnceReactor(reactor), "tcp:11211:interface=127.0.0.1")
 """
 
+import os
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from fcntl import ioctl
 from termios import FIONREAD
 from typing import Any, Final
@@ -176,6 +179,22 @@ class Connector(tcp.Connector):
         return Client(*where, self, self.reactor)  # type: ignore[no-untyped-call]
 
 
+def _clear(path: str) -> None:
+    """Remove a unix socket whose maker was killed, with its lock.
+
+    Twisted goes by the number of the process in the lock. In a container the next one has the same
+    number, so that the dead would seem to live for ever: here the kernel is asked who listens.
+    """
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                os.remove(path)
+                os.remove(f"{path}.lock")
+
+
 @implementer(IReactorTCP, IReactorUNIX, IReactorSocket, IReactorTime, IReactorPluggableNameResolver)
 class SendAtOnceReactor:
     """A reactor whose TCP and unix connections send at once; all else is `reactor`'s."""
@@ -200,6 +219,8 @@ class SendAtOnceReactor:
         mode: int = 0o660,
         wantPID: bool = False,
     ) -> UnixPort:
+        if wantPID:
+            _clear(os.fsdecode(address))
         listening = UnixPort(address, factory, max(backlog, BACKLOG), mode, self._reactor, wantPID)
         listening.startListening()  # type: ignore[no-untyped-call]
         return listening
