@@ -1,6 +1,7 @@
 """Files for container engines and Kubernetes, and the schemas that registries have of them."""
 
 import functools
+import io
 import json
 import subprocess
 import sys
@@ -27,20 +28,20 @@ def documents(path: Path) -> list[Any]:
     return [each for each in yaml.safe_load_all(path.read_text()) if each is not None]
 
 
-def _fetch(command: list[str], pattern: str) -> Path:
+def _fetch(command: list[str], pattern: str) -> io.BytesIO:
     """A registry's package, by the registry's own client; without it the test is skipped."""
-    folder = Path(tempfile.mkdtemp(prefix="memtunnel-"))
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        servers.skip(f"{command[-1]} cannot be had: {done.stderr}")
-    (package,) = folder.glob(pattern)
-    return package
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            servers.skip(f"{command[-1]} cannot be had: {done.stderr}")
+        (package,) = Path(folder).glob(pattern)
+        return io.BytesIO(package.read_bytes())
 
 
 @functools.cache
 def compose_schema() -> Any:
     package = _fetch([servers.need("npm"), "pack", "--silent", COMPOSE], "*.tgz")
-    with tarfile.open(package) as archive:
+    with tarfile.open(fileobj=package) as archive:
         member = archive.extractfile("package/schemas/compose.schema.json")
         assert member is not None
         return json.load(member)
@@ -56,15 +57,16 @@ def _kubernetes() -> zipfile.ZipFile:
 def kubernetes_schema(kind: str, version: str) -> Any:
     """Of a kind and its ``apiVersion``, with all that it refers to in it."""
     folder = f"kubernetes_validate/kubernetes-json-schema/{RELEASE}"
-    name = f"{kind}-{version.split('.')[0].replace('/', '-')}".lower()
+    name = f"{kind}-{version.replace('/', '-')}".lower()
     archive = _kubernetes()
-    schema = json.loads(archive.read(f"{folder}/{name}.json"))
-    definitions = json.loads(archive.read(f"{folder}/_definitions.json"))["definitions"]
-    text = json.dumps({**schema, "definitions": definitions})
-    return json.loads(text.replace("_definitions.json#/definitions/", "#/definitions/"))
+    schema, definitions = (
+        json.loads(archive.read(f"{folder}/{each}.json").replace(b"/api/_definitions.json#", b"#"))
+        for each in (name, "_definitions")
+    )
+    return {**schema, "$defs": definitions["$defs"]}
 
 
 def mistakes(schema: Any, document: Any) -> Iterator[str]:
     """What a schema has against a document."""
-    for error in jsonschema.Draft7Validator(schema).iter_errors(document):
+    for error in jsonschema.Draft202012Validator(schema).iter_errors(document):
         yield f"{error.json_path}: {error.message}"
