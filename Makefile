@@ -16,23 +16,27 @@ BUGS ?=
 # What the tests talk to, by Debian's names.
 PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
 	php-cli php-memcached ruby ruby-dalli libcache-memcached-perl libcache-memcached-fast-perl \
-	nodejs netcat-openbsd prometheus openssl chromium gcc libc6-dev python3-dev
+	nodejs netcat-openbsd prometheus openssl chromium gcc libc6-dev python3-dev systemd
 
 # Tests that take a minute of the processor, in memory, without a clock but their own.
 PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/test_simulation.py \
 	tests/test_seeded_bugs.py
 # Tests of what is never compiled: once is enough.
 ONCE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
-	tests/test_ca.py tests/test_check.py tests/test_contract.py tests/test_dashboard.py \
-	tests/test_demo.py tests/test_history.py tests/test_house.py tests/test_logs.py \
-	tests/test_packaging.py tests/test_readme.py tests/test_seeded_bugs.py \
-	tests/test_start_errors.py \
+	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
+	tests/test_dashboard.py tests/test_demo.py tests/test_history.py tests/test_house.py \
+	tests/test_kubernetes.py tests/test_logs.py tests/test_packaging.py \
+	tests/test_public_ca.py tests/test_systemd.py tests/test_unix_socket.py \
+	tests/test_readme.py \
+	tests/test_seeded_bugs.py tests/test_start_errors.py \
 	tests/test_status_of_a_running_tunnel.py tests/test_status_page.py tests/test_supervisor.py \
 	tests/test_tls.py tests/test_top.py tests/test_transports.py
 # Tests whose programs wait for nobody's deadline: they may share the processor as well.
 ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
-	tests/test_ca.py tests/test_check.py tests/test_contract.py tests/test_dashboard.py \
-	tests/test_logs.py tests/test_packaging.py tests/test_start_errors.py tests/test_status_page.py
+	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
+	tests/test_dashboard.py tests/test_kubernetes.py tests/test_logs.py tests/test_packaging.py \
+	tests/test_public_ca.py tests/test_start_errors.py tests/test_status_page.py \
+	tests/test_systemd.py tests/test_unix_socket.py
 PURE_ON_COMPILED := $(patsubst %,compiled/%,$(filter-out $(ONCE),$(PURE)))
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
