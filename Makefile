@@ -26,9 +26,9 @@ ONCE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_cer
 	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
 	tests/test_dashboard.py tests/test_demo.py tests/test_history.py tests/test_house.py \
 	tests/test_kubernetes.py tests/test_logs.py tests/test_packaging.py \
-	tests/test_public_ca.py tests/test_systemd.py tests/test_unix_socket.py \
-	tests/test_readme.py \
-	tests/test_seeded_bugs.py tests/test_start_errors.py \
+	tests/test_public_ca.py tests/test_systemd.py tests/test_systemd_itself.py \
+	tests/test_unix_socket.py tests/test_readme.py tests/test_seeded_bugs.py \
+	tests/test_start_errors.py \
 	tests/test_status_of_a_running_tunnel.py tests/test_status_page.py tests/test_supervisor.py \
 	tests/test_tls.py tests/test_top.py tests/test_transports.py
 # Tests whose programs wait for nobody's deadline: they may share the processor as well.
@@ -36,7 +36,7 @@ ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_ce
 	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
 	tests/test_dashboard.py tests/test_kubernetes.py tests/test_logs.py tests/test_packaging.py \
 	tests/test_public_ca.py tests/test_start_errors.py tests/test_status_page.py \
-	tests/test_systemd.py tests/test_unix_socket.py
+	tests/test_systemd.py tests/test_systemd_itself.py tests/test_unix_socket.py
 PURE_ON_COMPILED := $(patsubst %,compiled/%,$(filter-out $(ONCE),$(PURE)))
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 

@@ -8,25 +8,19 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import servers
+from units import CREDENTIALS, DOCS, EXAMPLE, PROGRAM, UNITS, Callers
 
 from memtunnel.config import SETTINGS, load
 from memtunnel.core import deadlines
 from memtunnel.net import downstream
 from memtunnel.workers import SILENCE
 
-HOUSE = Path(__file__).parent.parent
-UNITS = HOUSE / "deploy" / "systemd"
-DOCS = (HOUSE / "docs" / "systemd.md").read_text()
-EXAMPLE = (UNITS / "memtunnel.toml").read_text()
-PROGRAM = "/opt/memtunnel/bin/memtunnel"
-CREDENTIALS = "/run/credentials/memtunnel.service"
 #: By path: the drop-ins that the docs show.
 DROP_INS = dict(re.findall(r"```ini\n# /etc/systemd/system/(\S+)\n(.*?)```", DOCS, re.DOTALL))
 #: Starts a program with the sockets of these descriptors, as systemd does.
@@ -246,7 +240,8 @@ def test_it_is_started_by_a_client_through_its_socket(service: Service) -> None:
     given = [f"--setenv={name}={value}" for name, value in service.environ.items()]
     service.start(activate, f"--listen=127.0.0.1:{port}", "--fdname=memtunnel.socket", *given)
     servers.wait_until(lambda: port in listening(), "the socket is open")
-    # This one waits in the socket until the service is there.
+    # This one waits in the socket until the service is there. If that has no server yet, nothing is
+    # stored.
     client = servers.Text(port)
     with contextlib.closing(client):
         assert client.say(client.store(b"k", b"v"), client.fetch(b"k"))[1] in (b"v", None)
@@ -286,32 +281,6 @@ def listening() -> set[int]:
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     fields = map(str.split, lines)
     return {int(each[1].partition(":")[2], 16) for each in fields if each[3] == "0A"}
-
-
-class Callers(threading.Thread):
-    """Clients, one after the other, that connect, ask once, and leave."""
-
-    def __init__(self, *addresses: tuple[str, int]) -> None:
-        super().__init__(daemon=True)
-        self._addresses = addresses
-        self.served = 0
-        self.stopping = False
-        self.problem: Exception | None = None
-
-    def run(self) -> None:
-        try:
-            while not self.stopping:
-                for address in self._addresses:
-                    with socket.create_connection(address, servers.PATIENCE) as client:
-                        client.sendall(b"get k\r\n")
-                        assert client.recv(100) == b"VALUE k 0 1\r\nv\r\nEND\r\n"
-                self.served += 1
-        except Exception as problem:
-            self.problem = problem
-
-    def go_on(self) -> None:
-        before = self.served
-        servers.wait_until(lambda: self.problem or self.served > before + 1, "they are served")
 
 
 def test_a_restart_refuses_nobody(service: Service, started: list[Any]) -> None:
