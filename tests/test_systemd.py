@@ -307,7 +307,4 @@ def test_a_restart_refuses_nobody(service: Service, started: list[Any]) -> None:
     service.heard.clear()
     service.start_with(*ours)
     service.hears("READY=1")
-    callers.go_on()
-    callers.stopping = True
-    callers.join(servers.PATIENCE)
-    assert callers.problem is None, callers.problem
+    callers.end()

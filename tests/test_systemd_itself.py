@@ -200,10 +200,7 @@ def test_a_service_from_its_start_to_its_end(system: Any, port: int) -> None:
     before = system.show("MainPID")
     assert system.control("restart", "memtunnel.service") == 0
     assert system.show("MainPID") != before
-    callers.go_on()
-    callers.stopping = True
-    callers.join(servers.PATIENCE)
-    assert callers.problem is None, callers.problem
+    callers.end()
 
     assert system.show("NRestarts") == "0"
     system.kill(signal.SIGSTOP)
