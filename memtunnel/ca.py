@@ -7,6 +7,7 @@ file: an error page must never become what the tunnel trusts. Left to others: us
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import ssl
 import sys
@@ -45,6 +46,12 @@ def _parser() -> _Parser:
     parser = _Parser(prog="memtunnel ca", description=words, allow_abbrev=False)
     parser.add_argument("file", metavar="FILE", type=Path, help="where to put it")
     parser.add_argument("--url", default=URL, help="where it is, over https (default: %(default)s)")
+    parser.add_argument(
+        "--sha256",
+        metavar="DIGITS",
+        type=_fingerprint,
+        help="take no certificate but the one with this SHA-256, as it is printed",
+    )
     return parser
 
 
@@ -59,6 +66,8 @@ def main(arguments: list[str], context: ssl.SSLContext | None = None) -> int:
         if file.is_dir():
             raise CannotFetch(f"{file} is a folder: name a file in it")
         certificates = read_certificates(fetch(options.url, context))
+        if options.sha256 is not None:
+            check(certificates, options.sha256)
         lines = [line for one in certificates for line in _describe(one)]
         write(file, b"".join(one.public_bytes(Encoding.PEM) for one in certificates))
     except CannotFetch as problem:
@@ -71,6 +80,24 @@ def main(arguments: list[str], context: ssl.SSLContext | None = None) -> int:
     for line in lines:
         print(printable(line))
     return 0
+
+
+def _fingerprint(text: str) -> bytes:
+    digits = text.replace(":", "")
+    if not re.fullmatch("[0-9A-Fa-f]{64}", digits):
+        raise argparse.ArgumentTypeError("expected 64 digits, with or without colons")
+    return bytes.fromhex(digits)
+
+
+def check(certificates: list[x509.Certificate], fingerprint: bytes) -> None:
+    """Raises `CannotFetch` for any that has another SHA-256."""
+    for one in certificates:
+        found = one.fingerprint(SHA256())
+        if found != fingerprint:
+            raise CannotFetch(
+                f"what came is another certificate, and nothing was written: its SHA-256 is "
+                f"{found.hex(':').upper()}"
+            )
 
 
 def _describe(certificate: x509.Certificate) -> list[str]:

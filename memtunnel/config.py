@@ -84,9 +84,11 @@ _WRITTEN: Final = {
     source: {setting.written(source): setting for setting in SETTINGS if source in setting.sources}
     for source in Source
 }
-#: Kubernetes sets these for any service whose name begins with "memtunnel"; none is ours.
-_SERVICE_LINK: Final = re.compile(
+#: Kubernetes sets these for any service whose name begins with "memtunnel"; and some are for the
+#: buildpack.
+_OTHERS: Final = re.compile(
     r"MEMTUNNEL\w*_(SERVICE_HOST=|SERVICE_PORT(_\w+)?=|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=|PORT=\w+://)"
+    r"|MEMTUNNEL_BUILD_"
 )
 #: The add-on's variables begin with one of these, and are read in this order.
 _ADD_ONS: Final = ("MEMCACHIER", "MEMCACHE")
@@ -161,7 +163,7 @@ class _Reading:
     def read_environment(self) -> None:
         repeatable = [setting.variable for setting in SETTINGS if setting.repeatable]
         for name, text in self._environ.items():
-            ours = name.startswith("MEMTUNNEL_") and not _SERVICE_LINK.match(f"{name}={text}")
+            ours = name.startswith("MEMTUNNEL_") and not _OTHERS.match(f"{name}={text}")
             if text and ours:
                 values = _entries(text, ",") if name in repeatable else [text]
                 self._take(Source.VARIABLE, name, _shown(name), values)

@@ -159,6 +159,19 @@ def test_the_fingerprint_is_what_openssl_prints(
     assert told.stdout.partition("=")[2].strip() in capsys.readouterr().out
 
 
+def test_another_certificate_than_the_expected_one_is_not_taken(
+    refuse: Refuse, folder: Path, site: Site, trusting: ssl.SSLContext, root: authority.Pair
+) -> None:
+    site.pages["/ca.pem"] = Page(root.pem)
+    digits = root.certificate.fingerprint(SHA256()).hex()
+    file, url = folder / "ca.pem", f"--url={site.url}/ca.pem"
+    assert ca.main([str(file), url, f"--sha256={digits}"], trusting) == 0
+    file.unlink()
+    other = ("0" if digits[0] != "0" else "1") + digits[1:]
+    assert ca.main([str(file), url, f"--sha256={other}"], trusting) == 1
+    assert not file.exists()
+
+
 def test_several_roots_are_kept_in_order_and_readable_by_the_tunnel(
     folder: Path, site: Site, trusting: ssl.SSLContext, root: authority.Pair
 ) -> None:

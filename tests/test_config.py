@@ -447,6 +447,7 @@ def test_unknown_names_are_mistakes(
 
 def test_variables_of_kubernetes_services_are_not_ours() -> None:
     one(
+        MEMTUNNEL_BUILD_URL="https://example.com/memtunnel.tar.gz",
         MEMTUNNEL_SERVICE_HOST="10.0.0.1",
         MEMTUNNEL_SERVICE_PORT="11211",
         MEMTUNNEL_SERVICE_PORT_MEMCACHE="11211",
