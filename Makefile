@@ -40,7 +40,7 @@ ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_ce
 PURE_ON_COMPILED := $(patsubst %,compiled/%,$(filter-out $(ONCE),$(PURE)))
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
-.PHONY: run check test test-all test-compiled compiled lint system stress bench instructions fuzz \
+.PHONY: run check test test-all test-compiled compiled frozen lint system stress bench instructions fuzz \
 	simulate torture seeded-bugs pictures clean aside $(PURE) $(PURE_ON_COMPILED)
 
 # On the servers that are configured; where there are none, on the embedded one.
@@ -58,7 +58,7 @@ test: .venv/test system
 
 # What needs the processor and nothing else goes side by side; all else has time limits to keep.
 test-all: lint system
-	$(MAKE) --jobs=2 --output-sync aside $(PURE) $(PURE_ON_COMPILED)
+	$(MAKE) --jobs=2 --output-sync aside frozen $(PURE) $(PURE_ON_COMPILED)
 	$(BIN)/pytest $(patsubst %,--ignore=%,$(PURE) $(ASIDE))
 	$(ON_COMPILED) $(patsubst %,--ignore=%,$(ONCE) $(PURE))
 
@@ -80,6 +80,10 @@ compiled: .venv/test
 	rm -rf build/compiled
 	MEMTUNNEL_COMPILE=1 $(BIN)/pip install --quiet --disable-pip-version-check \
 		--no-deps --target build/compiled .
+
+# memtunnel and all that it needs in one tarball, for machines without Python.
+frozen: compiled
+	$(BIN)/python deploy/frozen/freeze.py --package build/compiled build/frozen
 
 lint: .venv/test
 	$(BIN)/ruff check .
