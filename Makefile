@@ -83,6 +83,7 @@ compiled: .venv/test
 
 # memtunnel and all that it needs in one tarball, for machines without Python.
 frozen: compiled
+	rm -rf build/frozen
 	$(BIN)/python deploy/frozen/freeze.py --package build/compiled build/frozen
 
 lint: .venv/test

@@ -47,10 +47,11 @@ def freeze(scratch: Path, package: Path | None) -> Path:
     if package is None:
         package = scratch / "package"
         run(*pip, "--no-deps", "--target", package, HOUSE, MEMTUNNEL_COMPILE="1")
+    # Without -P, the package of the working directory would be frozen, which is not compiled.
     # What the compiled modules have in common is found by no import that PyInstaller could see.
     (shared,) = package.glob("*__mypyc*.so")
     run(
-        *(python, "-m", "PyInstaller", "--onedir", "--name", "memtunnel", "--log-level", "ERROR"),
+        *(python, "-P", "-m", "PyInstaller", "--onedir", "--name", "memtunnel", "--log-level", "ERROR"),
         *("--collect-submodules", "memtunnel", "--collect-data", "memtunnel"),
         *("--hidden-import", shared.name.partition(".")[0]),
         *("--distpath", scratch, "--workpath", scratch / "work", "--specpath", scratch / "work"),
