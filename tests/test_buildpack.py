@@ -214,8 +214,12 @@ def test_another_tarball_than_the_expected_one_is_not_unpacked(app: App, tmp_pat
         ({"MEMTUNNEL_CA_FILE": "certs/other.pem"}, "There is no certs/other.pem in the app"),
         ({"MEMTUNNEL_POOL_SIZE": "many", "MEMTUNNEL_SERVER": "x:1"}, "MEMTUNNEL_POOL_SIZE"),
         ({"MEMTUNNEL_CA_FILE": "certs/none.pem", "MEMTUNNEL_SERVER": "x:1"}, "certs/none.pem"),
+        ({"MEMTUNNEL_CA_FILE": "certs/none.pem"}, "certs/none.pem"),
     ],
-    ids=["no digest", "half a digest", "no release", "no tarball", "no CA", "a mistake", "no PEM"],
+    ids=[
+        "no digest", "half a digest", "no release", "no tarball", "no CA", "a mistake", "no PEM",
+        "no PEM and no servers yet",
+    ],
 )
 def test_what_cannot_be_fails_the_build_in_words(
     variables: dict[str, str], words: str, app: App
