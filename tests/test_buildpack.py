@@ -4,7 +4,10 @@ The program in the tarball is the real one, as `make frozen` makes it.
 """
 
 import hashlib
+import os
+import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +37,15 @@ printf 'set a 0 0 1\\r\\nx\\r\\nget a\\r\\nquit\\r\\n' >&3
 cat <&3
 read line
 exit 7
+"""
+#: The same, but it says when it is told to end, and asks once more before it does.
+STUBBORN = f"trap 'echo told' TERM\n{APP.replace('exit 7', '')}{APP}"
+#: What an app is: its variables, its open files, its children.
+SELF = """
+env
+for file in /proc/$$/fd/*; do echo "file $file"; done
+read children < /proc/$$/task/$$/children
+echo "children $children"
 """
 
 
@@ -162,6 +174,100 @@ def test_a_dyno_has_the_tunnel(app: App, memcached: servers.Memcached) -> None:
     servers.wait_until(lambda: not servers.connects(tunnel.port), "the tunnel ends")
 
 
+def test_the_app_is_asked_for_nothing_and_finds_itself_as_it_was(
+    app: App, memcached: servers.Memcached
+) -> None:
+    (app.build / "bin").mkdir()
+    (app.build / "bin" / "with_memtunnel").write_text("the app's own")
+    app.compile()
+    assert {each.name for each in app.build.iterdir()} == {
+        ".memtunnel", ".profile.d", "bin", "certs",
+    }  # fmt: skip
+    assert (app.build / "bin" / "with_memtunnel").read_text() == "the app's own"
+    before = written(app.build / ".memtunnel")
+    listen, metrics = (f"127.0.0.1:{servers.free_port()}" for _ in "12")
+    variables = {"MEMTUNNEL_LISTEN": listen, "MEMTUNNEL_METRICS": metrics}
+    with_tunnel, _ = app.dyno(SELF, **variables).communicate(timeout=servers.PATIENCE)
+    (app.build / ".profile.d" / "memtunnel.sh").write_text("")
+    without, _ = app.dyno(SELF, **variables).communicate(timeout=servers.PATIENCE)
+    path = f"PATH={app.build}/.memtunnel/bin:{app.environ['PATH']}\n"
+    assert path in with_tunnel
+    assert same(with_tunnel.replace(path, f"PATH={app.environ['PATH']}\n")) == same(without)
+    assert "MEMCACHIER_SERVERS=127.0.0.1:11211\n" in without
+    assert "children \n" in without
+    assert written(app.build / ".memtunnel") == before, "it may be read-only"
+
+
+def test_the_tunnel_serves_on_when_the_platform_ends_all(
+    app: App, memcached: servers.Memcached
+) -> None:
+    app.compile()
+    tunnel = servers.Tunnel()
+    where = {
+        "PORT": str(tunnel.port),
+        "MEMTUNNEL_LISTEN": f"127.0.0.1:{tunnel.port}",
+        "MEMTUNNEL_METRICS": f"127.0.0.1:{tunnel.admin}",
+        "MEMTUNNEL_WORKERS": "2",
+    }
+    process = app.dyno(STUBBORN, **where)
+    try:
+        assert process.stdout is not None
+        answers = [process.stdout.readline() for _ in range(4)]
+        assert answers[0] == "STORED\n"
+        pid = tunnel.state()["pid"]
+        workers = children(pid)
+        assert len(workers) == 2
+        # Somebody who looks into the dyno: there is a tunnel, and it stays the one that there is.
+        second = app.dyno("echo here", **where)
+        out, errors = second.communicate(timeout=servers.PATIENCE)
+        assert (second.returncode, out) == (0, "here\n")
+        assert "cannot listen" in errors
+        assert tunnel.state()["pid"] == pid
+        for each in (*workers, pid, process.pid):
+            os.kill(each, signal.SIGTERM)
+        assert process.stdout.readline() == "told\n"
+        servers.wait_until(lambda: tunnel.state()["draining"], "the tunnel was told")
+        rest, _ = process.communicate("\n\n", timeout=servers.PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 7
+    assert rest.splitlines() == ["STORED", "VALUE a 0 1", "x", "END"]
+    servers.wait_until(lambda: not any(map(servers.runs, (pid, *workers))), "all of it ends")
+
+
+def test_servers_with_public_certificates_need_no_file(
+    app: App, memcached: servers.Memcached, ca_file: Path
+) -> None:
+    """The system's roots are found, by their variable and where they usually are."""
+    app.set(MEMTUNNEL_CA_FILE=str(ca_file))  # as /etc/ssl/certs/ca-certificates.crt would be
+    assert "full and chain would pass" in app.compile()
+    check = "unset MEMTUNNEL_CA_FILE; memtunnel check"
+    listen, metrics = (f"127.0.0.1:{servers.free_port()}" for _ in "12")
+    process = app.dyno(
+        check, SSL_CERT_FILE=str(ca_file), MEMTUNNEL_LISTEN=listen, MEMTUNNEL_METRICS=metrics
+    )
+    out, errors = process.communicate(timeout=servers.PATIENCE)
+    assert process.returncode == 0, errors
+    assert "full and chain would pass" in out
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """When each file in it, and each folder, was written."""
+    return {each: each.lstat().st_mtime_ns for each in folder.rglob("*")}
+
+
+def same(told: str) -> list[str]:
+    """What an app has told of itself, but for its number."""
+    lines = [re.sub(r"^file /proc/\d+", "file", line) for line in told.splitlines()]
+    assert any(line.startswith("file/fd/") for line in lines)
+    return sorted(lines)
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def test_a_dyno_starts_where_the_tunnel_cannot(app: App, memcached: servers.Memcached) -> None:
     app.compile()
     listen = f"127.0.0.1:{memcached.port}"  # which is taken
@@ -217,7 +323,13 @@ def test_another_tarball_than_the_expected_one_is_not_unpacked(app: App, tmp_pat
         ({"MEMTUNNEL_CA_FILE": "certs/none.pem"}, "certs/none.pem"),
     ],
     ids=[
-        "no digest", "half a digest", "no release", "no tarball", "no CA", "a mistake", "no PEM",
+        "no digest",
+        "half a digest",
+        "no release",
+        "no tarball",
+        "no CA",
+        "a mistake",
+        "no PEM",
         "no PEM and no servers yet",
     ],
 )

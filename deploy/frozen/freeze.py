@@ -51,7 +51,8 @@ def freeze(scratch: Path, package: Path | None) -> Path:
     # What the compiled modules have in common is found by no import that PyInstaller could see.
     (shared,) = package.glob("*__mypyc*.so")
     run(
-        *(python, "-P", "-m", "PyInstaller", "--onedir", "--name", "memtunnel", "--log-level", "ERROR"),
+        *(python, "-P", "-m", "PyInstaller", "--onedir", "--name", "memtunnel"),
+        *("--log-level", "ERROR"),
         *("--collect-submodules", "memtunnel", "--collect-data", "memtunnel"),
         *("--hidden-import", shared.name.partition(".")[0]),
         *("--distpath", scratch, "--workpath", scratch / "work", "--specpath", scratch / "work"),
