@@ -18,6 +18,8 @@ import servers
 from cryptography.hazmat.primitives.hashes import SHA256
 from website import Page, Site
 
+from memtunnel.config import SETTINGS
+
 pytestmark = pytest.mark.full
 
 HOUSE = Path(__file__).parent.parent
@@ -355,6 +357,15 @@ def test_a_certificate_that_does_not_fit_is_told_and_does_not_fail_the_build(
 ) -> None:
     (app.build / "certs" / "root.pem").write_bytes(authority.authority().pem)
     assert "neither full nor chain would pass" in app.compile()
+
+
+def test_the_docs_tell_of_each_variable() -> None:
+    told = set(re.findall(r"\bMEMTUNNEL_[A-Z0-9_]+", (HOUSE / "docs" / "heroku.md").read_text()))
+    script = (HOUSE / "bin" / "compile").read_text()
+    building = set(re.findall(r"\bMEMTUNNEL_BUILD_[A-Z0-9_]+", script))
+    assert len(building) == 4
+    assert {each for each in told if each.startswith("MEMTUNNEL_BUILD_")} == building
+    assert told - building <= {setting.variable for setting in SETTINGS}
 
 
 # MemCachier's root

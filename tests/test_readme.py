@@ -31,7 +31,7 @@ COMMANDS = [
     for line in block.split("\n")
 ]
 #: Flags of other programs, of `make bench`, and of `memtunnel top`.
-FOREIGN = {"--nodaemon", "--pidfile", "--retry", "--retry-connrefused", "--retry-delay"}
+FOREIGN = {"--nodaemon", "--pidfile"}
 FOREIGN |= {"--contenders", "--from", "--help", "--once", "--rounds", "--shapes"}
 #: What the section on speed is about.
 BENCH = Results.load(ROOT / "docs" / "bench.json")
