@@ -141,13 +141,37 @@ def memcached(app: App, make_memcached: Callable[..., servers.Memcached]) -> ser
     return memcached
 
 
+@pytest.fixture(scope="session")
+def made(
+    tools: Path, tarball: Path, ca_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> App:
+    """One that was compiled, without servers."""
+    app = App(tmp_path_factory.mktemp("made"), tools, tarball)
+    app.set(MEMTUNNEL_CA_FILE=str(ca_file))
+    assert "No servers are configured yet" in app.compile()
+    return app
+
+
+@pytest.fixture
+def compiled(app: App, made: App) -> App:
+    """The same in a folder of its own: for what a dyno does."""
+    for name, copy in ((".memtunnel", os.link), (".profile.d", shutil.copy2)):
+        shutil.copytree(made.build / name, app.build / name, symlinks=True, copy_function=copy)
+    return app
+
+
 def test_any_app_that_lists_it_has_it(app: App) -> None:
     assert app.run("detect").stdout == "memtunnel\n"
     assert app.run("release").stdout == "--- {}\n"
 
 
 def test_a_dyno_has_the_tunnel(app: App, memcached: servers.Memcached) -> None:
+    (app.build / "bin").mkdir()
+    (app.build / "bin" / "with_memtunnel").write_text("the app's own")
     told = app.compile(STACK="heroku-24")
+    assert (app.build / "bin" / "with_memtunnel").read_text() == "the app's own"
+    new = {".memtunnel", ".profile.d"}
+    assert {each.name for each in app.build.iterdir()} == {"bin", "certs", *new}
     assert "memtunnel 0." in told
     assert "full and chain would pass" in told
     assert f"{servers.USERNAME}: accepted" in told
@@ -177,33 +201,25 @@ def test_a_dyno_has_the_tunnel(app: App, memcached: servers.Memcached) -> None:
 
 
 def test_the_app_is_asked_for_nothing_and_finds_itself_as_it_was(
-    app: App, memcached: servers.Memcached
+    compiled: App, memcached: servers.Memcached
 ) -> None:
-    (app.build / "bin").mkdir()
-    (app.build / "bin" / "with_memtunnel").write_text("the app's own")
-    app.compile()
-    assert {each.name for each in app.build.iterdir()} == {
-        ".memtunnel", ".profile.d", "bin", "certs",
-    }  # fmt: skip
-    assert (app.build / "bin" / "with_memtunnel").read_text() == "the app's own"
-    before = written(app.build / ".memtunnel")
+    before = written(compiled.build / ".memtunnel")
     listen, metrics = (f"127.0.0.1:{servers.free_port()}" for _ in "12")
     variables = {"MEMTUNNEL_LISTEN": listen, "MEMTUNNEL_METRICS": metrics}
-    with_tunnel, _ = app.dyno(SELF, **variables).communicate(timeout=servers.PATIENCE)
-    (app.build / ".profile.d" / "memtunnel.sh").write_text("")
-    without, _ = app.dyno(SELF, **variables).communicate(timeout=servers.PATIENCE)
-    path = f"PATH={app.build}/.memtunnel/bin:{app.environ['PATH']}\n"
+    with_tunnel, _ = compiled.dyno(SELF, **variables).communicate(timeout=servers.PATIENCE)
+    (compiled.build / ".profile.d" / "memtunnel.sh").write_text("")
+    without, _ = compiled.dyno(SELF, **variables).communicate(timeout=servers.PATIENCE)
+    path = f"PATH={compiled.build}/.memtunnel/bin:{compiled.environ['PATH']}\n"
     assert path in with_tunnel
-    assert same(with_tunnel.replace(path, f"PATH={app.environ['PATH']}\n")) == same(without)
+    assert same(with_tunnel.replace(path, f"PATH={compiled.environ['PATH']}\n")) == same(without)
     assert "MEMCACHIER_SERVERS=127.0.0.1:11211\n" in without
     assert "children \n" in without
-    assert written(app.build / ".memtunnel") == before, "it may be read-only"
+    assert written(compiled.build / ".memtunnel") == before, "it may be read-only"
 
 
 def test_the_tunnel_serves_on_when_the_platform_ends_all(
-    app: App, memcached: servers.Memcached
+    compiled: App, memcached: servers.Memcached
 ) -> None:
-    app.compile()
     tunnel = servers.Tunnel()
     where = {
         "PORT": str(tunnel.port),
@@ -211,7 +227,7 @@ def test_the_tunnel_serves_on_when_the_platform_ends_all(
         "MEMTUNNEL_METRICS": f"127.0.0.1:{tunnel.admin}",
         "MEMTUNNEL_WORKERS": "2",
     }
-    process = app.dyno(STUBBORN, **where)
+    process = compiled.dyno(STUBBORN, **where)
     try:
         assert process.stdout is not None
         answers = [process.stdout.readline() for _ in range(4)]
@@ -220,7 +236,7 @@ def test_the_tunnel_serves_on_when_the_platform_ends_all(
         workers = children(pid)
         assert len(workers) == 2
         # Somebody who looks into the dyno: there is a tunnel, and it stays the one that there is.
-        second = app.dyno("echo here", **where)
+        second = compiled.dyno("echo here", **where)
         out, errors = second.communicate(timeout=servers.PATIENCE)
         assert (second.returncode, out) == (0, "here\n")
         assert "cannot listen" in errors
@@ -270,19 +286,17 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_dyno_starts_where_the_tunnel_cannot(app: App, memcached: servers.Memcached) -> None:
-    app.compile()
+def test_a_dyno_starts_where_the_tunnel_cannot(compiled: App, memcached: servers.Memcached) -> None:
     listen = f"127.0.0.1:{memcached.port}"  # which is taken
-    process = app.dyno("echo here; exit 7", MEMTUNNEL_LISTEN=listen)
+    process = compiled.dyno("echo here; exit 7", MEMTUNNEL_LISTEN=listen)
     out, errors = process.communicate(timeout=servers.PATIENCE)
     assert (process.returncode, out) == (7, "here\n")
     assert "cannot listen" in errors
     assert errors.endswith("memtunnel: the dyno starts without the tunnel\n")
 
 
-def test_a_dyno_without_servers_starts_without_the_tunnel(app: App) -> None:
-    assert "No servers are configured yet" in app.compile()
-    process = app.dyno("memtunnel --version; with_memtunnel; exit 7")
+def test_a_dyno_without_servers_starts_without_the_tunnel(compiled: App) -> None:
+    process = compiled.dyno("memtunnel --version; with_memtunnel; exit 7")
     out, errors = process.communicate(timeout=servers.PATIENCE)
     assert process.returncode == 7
     assert out.startswith("memtunnel 0.")
