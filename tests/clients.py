@@ -18,6 +18,11 @@ NODE_PACKAGES = {
     "simple-lru-cache": "0.0.2",
     "jackpot": "0.0.6",
     "retry": "0.6.0",
+    # What docs/frameworks/express.md is about.
+    "express": "5.3.0",
+    "express-session": "1.19.0",
+    "connect-memjs": "0.2.1",
+    "connect-memcached": "3.0.0",
 }
 #: What a row's tests run, in the order of the table.
 KINDS = {

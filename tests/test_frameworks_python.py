@@ -104,7 +104,9 @@ BOTH = {"set_many": ["a", "b"], "get_or_set": "made", "add": False}
         ("BMemcached", RAISING | BOTH | {"get_or_set": "raises", "add": "raises"}),
     ],
 )
-def test_cache_and_sessions(outage: servers.Outage, backend: str, wanted: dict[str, object]) -> None:
+def test_cache_and_sessions(
+    outage: servers.Outage, backend: str, wanted: dict[str, object]
+) -> None:
     cache = pages.block("frameworks/django.md", "python", backend)
     sessions = pages.block("frameworks/django.md", "python", "SESSION_ENGINE")
     script = SCRIPT.replace("WANTED", repr(wanted))
