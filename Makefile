@@ -16,7 +16,9 @@ BUGS ?=
 # What the tests talk to, by Debian's names.
 PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
 	php-cli php-memcached ruby ruby-dalli libcache-memcached-perl libcache-memcached-fast-perl \
-	nodejs netcat-openbsd prometheus openssl chromium gcc libc6-dev python3-dev systemd
+	nodejs netcat-openbsd curl prometheus openssl chromium gcc libc6-dev python3-dev systemd \
+	ruby-actionpack ruby-connection-pool php-illuminate-cache php-illuminate-session \
+	php-illuminate-config default-jdk-headless libspymemcached-java libspring-context-java
 
 # Tests that take a minute of the processor, in memory, without a clock but their own.
 PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/test_simulation.py \
@@ -24,7 +26,8 @@ PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/t
 # Tests of what is never compiled: once is enough.
 ONCE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
 	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
-	tests/test_dashboard.py tests/test_demo.py tests/test_history.py tests/test_house.py \
+	tests/test_dashboard.py tests/test_demo.py tests/test_docs.py \
+	$(wildcard tests/test_frameworks*.py) tests/test_history.py tests/test_house.py \
 	tests/test_kubernetes.py tests/test_logs.py tests/test_packaging.py \
 	tests/test_public_ca.py tests/test_systemd.py tests/test_systemd_itself.py \
 	tests/test_unix_socket.py tests/test_readme.py tests/test_seeded_bugs.py \
@@ -34,7 +37,8 @@ ONCE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_cer
 # Tests whose programs wait for nobody's deadline: they may share the processor as well.
 ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
 	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
-	tests/test_dashboard.py tests/test_kubernetes.py tests/test_logs.py tests/test_packaging.py \
+	tests/test_dashboard.py tests/test_docs.py tests/test_frameworks_keys.py \
+	tests/test_kubernetes.py tests/test_logs.py tests/test_packaging.py \
 	tests/test_public_ca.py tests/test_start_errors.py tests/test_status_page.py \
 	tests/test_systemd.py tests/test_systemd_itself.py tests/test_unix_socket.py
 PURE_ON_COMPILED := $(patsubst %,compiled/%,$(filter-out $(ONCE),$(PURE)))

@@ -57,14 +57,17 @@ def served(store)
   check(!store.write("a", "two", unless_exist: true), "write of what is there")
   check(store.fetch("b", expires_in: 60) { "made" } == "made", "fetch of what is not there")
   check(store.fetch("b") { "other" } == "made", "fetch")
-  check(store.fetch_multi("x", "y") { |key| key * 2 } == { "x" => "xx", "y" => "yy" }, "fetch_multi")
-  check(store.read_multi("x", "y", "z") == { "x" => "xx", "y" => "yy" }, "read_multi")
+  both = { "x" => "xx", "y" => "yy" }
+  check(store.fetch_multi("x", "y") { |key| key * 2 } == both, "fetch_multi")
+  check(store.read_multi("x", "y", "z") == both, "read_multi")
   check(store.write("n", 1, raw: true) && store.increment("n", 3) == 4, "increment")
   check(store.delete("a") && store.read("a").nil?, "delete")
 end
 served(store)
 check([visit, visit, visit] == [1, 2, 3], "a session")
-threads = 8.times.map { |n| Thread.new { 20.times { store.write("t#{n}", n) && store.read("t#{n}") == n or abort("a thread") } } }
+threads = 8.times.map do |n|
+  Thread.new { 20.times { check(store.write("t#{n}", n) && store.read("t#{n}") == n, "a thread") } }
+end
 threads.each(&:join)
 ready
 check(store.write("a", "one") == false, "write")
