@@ -19,6 +19,7 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     """All fenced blocks of a page, in their order; those in lists without their indentation."""
+    page = page.resolve()
     whole = page.read_text()
     name = str(page.relative_to(ROOT))
     found = []

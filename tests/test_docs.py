@@ -32,7 +32,6 @@ PAGES_NOT_RUN = {
     "docs/systemd.md": "needs root and systemd",
 }
 INSTALLS = "asks a package index; test_packaging.py installs what is built"
-TESTS = "runs the tests, of which this is one"
 LINES_NOT_RUN = {
     "python3 -m venv .venv": INSTALLS,
     ".venv/bin/pip install .": INSTALLS,
@@ -42,8 +41,6 @@ LINES_NOT_RUN = {
     "memtunnel ca MemCachierRootCA.pem": "asks MemCachier; test_ca.py has a server of its own",
     "memtunnel top": "needs a terminal; test_top.py has one",
     "make run": "installs, and serves until it is stopped; test_demo.py has what it runs",
-    "make test": TESTS,
-    "make test-all": TESTS,
 }
 #: What starts a tunnel and stays.
 SERVES = re.compile(r"(?m)^((?:\w+=\S+ )*memtunnel(?: --.*)?)$")

@@ -116,3 +116,16 @@ def test_cache_and_sessions(
     file = folder / f"express-{client}.js"
     file.write_text("".join(parts).replace("11211", str(outage.port)))
     programs.live_through([servers.need("node"), file], outage)
+
+
+def test_the_shortest_client(
+    served: servers.Tunnel, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = programs.node_packages(tmp_path_factory.getbasetemp()) / "shortest.js"
+    script = """
+    cache.set("a", "one", {}).then(() => cache.get("a")).then(({ value }) => {
+        process.exit(String(value) === "one" ? 0 : 1);
+    });
+    """
+    file.write_text(pages.on(served.port, pages.block("../README.md", "js")) + script)
+    programs.run([servers.need("node"), file], served.port)

@@ -162,3 +162,9 @@ def test_laravel(outage: servers.Outage, php: Php, protocol: str) -> None:
 def test_wordpress(outage: servers.Outage, php: Php) -> None:
     settings = pages.block("frameworks/wordpress.md", "php", "array('127.0.0.1', 11211)")
     programs.live_through(php(WORDPRESS), outage, settings)
+
+
+def test_the_shortest_client(served: servers.Tunnel, php: Php) -> None:
+    script = 'eval(str_replace("11211", $argv[1], $argv[2]));'
+    script += ' check($cache->set("a", "one") && $cache->get("a") === "one", "set and get");'
+    programs.run(php(script), served.port, pages.block("../README.md", "php"))
