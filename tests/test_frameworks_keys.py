@@ -77,7 +77,7 @@ CLIENTS = {
     ),
     "Dalli": lambda _: [
         *(servers.need("ruby"), "-rdalli", "-e"),
-        f"cache = Dalli::Client.new(ARGV); {COUNT}.times {{ |n| cache.set('probe-' + n.to_s, 'x') }}",
+        f"c = Dalli::Client.new(ARGV); {COUNT}.times {{ |n| c.set('probe-' + n.to_s, 'x') }}",
         "--",
     ],
     "memjs": node(
