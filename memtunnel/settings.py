@@ -297,7 +297,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 
 
 def reference() -> str:
-    """Every setting as a table in Markdown, for the README."""
+    """Every setting as a table in Markdown, for docs/settings.md."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for setting in SETTINGS:
         name = setting.variable

@@ -1,6 +1,6 @@
 """The real clients that are run through the tunnel, and the tests that run them.
 
-A row is one client in one protocol: what the README's table of clients is made of.
+A row is one client in one protocol: what the table of docs/clients.md is made of.
 """
 
 import functools
@@ -246,7 +246,7 @@ CLIENTS.append(
 
 
 def table() -> str:
-    """The clients as the README shows them."""
+    """The clients as docs/clients.md shows them."""
     rows = ["| client | language | protocol | what was run | result |", "|---|---|---|---|---|"]
     for each in sorted(CLIENTS, key=lambda client: client.language):
         result = f"passes; {each.remark}" if each.remark else "passes"
