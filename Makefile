@@ -16,22 +16,26 @@ BUGS ?=
 # What the tests talk to, by Debian's names.
 PACKAGES := memcached sasl2-bin libsasl2-modules libsasl2-modules-db libmemcached-tools \
 	php-cli php-memcached ruby ruby-dalli libcache-memcached-perl libcache-memcached-fast-perl \
-	nodejs netcat-openbsd curl prometheus openssl chromium gcc libc6-dev python3-dev systemd \
-	ruby-actionpack ruby-connection-pool php-illuminate-cache php-illuminate-session \
+	nodejs netcat-openbsd curl prometheus openssl chromium gcc libc6-dev python3-dev systemd
+# And what apps are made with.
+FRAMEWORKS := ruby-actionpack ruby-connection-pool php-illuminate-cache php-illuminate-session \
 	php-illuminate-config default-jdk-headless libspymemcached-java libspring-context-java
 
 # Tests that take a minute of the processor, in memory, without a clock but their own.
 PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/test_simulation.py \
 	tests/test_seeded_bugs.py
+# Tests of what surrounds the tunnel, which take long to set up: `make test-around`.
+AROUND := $(filter-out tests/test_frameworks_keys.py,$(wildcard tests/test_frameworks*.py)) \
+	tests/test_buildpack.py tests/test_systemd_itself.py
 # Tests of what is never compiled: once is enough.
 ONCE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
 	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
 	tests/test_dashboard.py tests/test_demo.py tests/test_docs.py \
-	$(wildcard tests/test_frameworks*.py) tests/test_history.py tests/test_house.py \
+	tests/test_frameworks_keys.py tests/test_history.py tests/test_house.py \
 	tests/test_kubernetes.py tests/test_logs.py tests/test_packaging.py \
-	tests/test_public_ca.py tests/test_systemd.py tests/test_systemd_itself.py \
+	tests/test_public_ca.py tests/test_systemd.py \
 	tests/test_unix_socket.py tests/test_readme.py tests/test_seeded_bugs.py \
-	tests/test_start_errors.py \
+	tests/test_start.py tests/test_start_errors.py \
 	tests/test_status_of_a_running_tunnel.py tests/test_status_page.py tests/test_supervisor.py \
 	tests/test_tls.py tests/test_top.py tests/test_transports.py
 # Tests whose programs wait for nobody's deadline: they may share the processor as well.
@@ -39,13 +43,13 @@ ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_ce
 	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
 	tests/test_dashboard.py tests/test_docs.py tests/test_frameworks_keys.py \
 	tests/test_kubernetes.py tests/test_logs.py tests/test_packaging.py \
-	tests/test_public_ca.py tests/test_start_errors.py tests/test_status_page.py \
-	tests/test_systemd.py tests/test_systemd_itself.py tests/test_unix_socket.py
+	tests/test_public_ca.py tests/test_start.py tests/test_start_errors.py \
+	tests/test_status_page.py tests/test_systemd.py tests/test_unix_socket.py
 PURE_ON_COMPILED := $(patsubst %,compiled/%,$(filter-out $(ONCE),$(PURE)))
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
-.PHONY: run check test test-all test-compiled compiled frozen lint system stress bench instructions fuzz \
-	simulate torture seeded-bugs pictures clean aside $(PURE) $(PURE_ON_COMPILED)
+.PHONY: run check test test-all test-around test-compiled compiled frozen lint system stress bench \
+	instructions fuzz simulate torture seeded-bugs pictures clean aside $(PURE) $(PURE_ON_COMPILED)
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -62,9 +66,9 @@ test: .venv/test system
 
 # What needs the processor and nothing else goes side by side; all else has time limits to keep.
 test-all: lint system
-	$(MAKE) --jobs=2 --output-sync aside frozen $(PURE) $(PURE_ON_COMPILED)
-	$(BIN)/pytest $(patsubst %,--ignore=%,$(PURE) $(ASIDE))
-	$(ON_COMPILED) $(patsubst %,--ignore=%,$(ONCE) $(PURE))
+	$(MAKE) --jobs=2 --output-sync aside $(PURE) $(PURE_ON_COMPILED)
+	$(BIN)/pytest $(patsubst %,--ignore=%,$(PURE) $(ASIDE) $(AROUND))
+	$(ON_COMPILED) $(patsubst %,--ignore=%,$(ONCE) $(PURE) $(AROUND))
 
 $(PURE): .venv/test
 	$(BIN)/pytest $@
@@ -84,6 +88,11 @@ compiled: .venv/test
 	rm -rf build/compiled
 	MEMTUNNEL_COMPILE=1 $(BIN)/pip install --quiet --disable-pip-version-check \
 		--no-deps --target build/compiled .
+
+# What the pages on frameworks say, the buildpack with the frozen program, and systemd itself.
+test-around: .venv/test frozen
+	$(MAKE) system PACKAGES="$(PACKAGES) $(FRAMEWORKS)"
+	$(BIN)/pytest $(AROUND)
 
 # memtunnel and all that it needs in one tarball, for machines without Python.
 frozen: compiled
