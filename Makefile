@@ -26,13 +26,13 @@ PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/t
 	tests/test_seeded_bugs.py
 # Tests of what surrounds the tunnel, which take long to set up: `make test-around`.
 AROUND := $(filter-out tests/test_frameworks_keys.py,$(wildcard tests/test_frameworks*.py)) \
-	tests/test_buildpack.py tests/test_systemd_itself.py
+	tests/test_buildpack.py tests/test_packaging.py tests/test_systemd_itself.py
 # Tests of what is never compiled: once is enough.
 ONCE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
 	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
 	tests/test_dashboard.py tests/test_demo.py tests/test_docs.py \
 	tests/test_frameworks_keys.py tests/test_history.py tests/test_house.py \
-	tests/test_kubernetes.py tests/test_logs.py tests/test_packaging.py \
+	tests/test_kubernetes.py tests/test_logs.py \
 	tests/test_public_ca.py tests/test_systemd.py \
 	tests/test_unix_socket.py tests/test_readme.py tests/test_seeded_bugs.py \
 	tests/test_start.py tests/test_start_errors.py \
@@ -42,10 +42,10 @@ ONCE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_cer
 ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
 	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
 	tests/test_dashboard.py tests/test_docs.py tests/test_frameworks_keys.py \
-	tests/test_kubernetes.py tests/test_logs.py tests/test_packaging.py \
+	tests/test_kubernetes.py tests/test_logs.py \
 	tests/test_public_ca.py tests/test_start.py tests/test_start_errors.py \
 	tests/test_status_page.py tests/test_systemd.py tests/test_unix_socket.py
-PURE_ON_COMPILED := $(patsubst %,compiled/%,$(filter-out $(ONCE),$(PURE)))
+PURE_ON_COMPILED := compiled/tests/test_session_machine.py compiled/tests/test_simulation.py
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
 .PHONY: run check test test-all test-around test-compiled compiled frozen lint system stress bench \
@@ -93,6 +93,7 @@ compiled: .venv/test
 test-around: .venv/test frozen
 	$(MAKE) system PACKAGES="$(PACKAGES) $(FRAMEWORKS)"
 	$(BIN)/pytest $(AROUND)
+	$(ON_COMPILED) tests/test_text_session_machine.py
 
 # memtunnel and all that it needs in one tarball, for machines without Python.
 frozen: compiled
