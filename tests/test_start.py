@@ -24,7 +24,7 @@ def ask(words):
         tunnel.sendall(words + b"quit\\r\\n")
         print(tunnel.makefile("rb").read().decode().split(), flush=True)
 def told(*_):
-    os.write(1, b"told\n")  # print may just be at work
+    os.write(1, b"told\\n")  # print may just be at work
 signal.signal(signal.SIGTERM, told)
 ask(b"set a 0 0 1\\r\\nx\\r\\n")
 sys.stdin.readline()
