@@ -368,7 +368,7 @@ def test_every_target_has_data_of_a_tunnel_and_of_one_with_workers(stage: Stage)
         return not missing
 
     try:
-        servers.wait_until(all_have, "every target has data", 30)
+        servers.wait_until(all_have, "every target has data", 120)
     finally:
         assert not missing
     for instance, workers in zip(stage.instances, ({""}, {"1", "2"}), strict=True):
