@@ -27,24 +27,17 @@ PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/t
 # Tests of what surrounds the tunnel, which take long to set up: `make test-around`.
 AROUND := $(filter-out tests/test_frameworks_keys.py,$(wildcard tests/test_frameworks*.py)) \
 	tests/test_buildpack.py tests/test_packaging.py tests/test_systemd_itself.py
-# Tests of what is never compiled: once is enough.
-ONCE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
-	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
-	tests/test_dashboard.py tests/test_demo.py tests/test_docs.py \
-	tests/test_frameworks_keys.py tests/test_history.py tests/test_house.py \
-	tests/test_kubernetes.py tests/test_logs.py \
-	tests/test_public_ca.py tests/test_systemd.py \
-	tests/test_unix_socket.py tests/test_readme.py tests/test_seeded_bugs.py \
-	tests/test_start.py tests/test_start_errors.py \
-	tests/test_status_of_a_running_tunnel.py tests/test_status_page.py tests/test_supervisor.py \
-	tests/test_tls.py tests/test_top.py tests/test_transports.py
 # Tests whose programs wait for nobody's deadline: they may share the processor as well.
 ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
 	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
 	tests/test_dashboard.py tests/test_docs.py tests/test_frameworks_keys.py \
-	tests/test_kubernetes.py tests/test_logs.py \
-	tests/test_public_ca.py tests/test_start.py tests/test_start_errors.py \
-	tests/test_status_page.py tests/test_systemd.py tests/test_unix_socket.py
+	tests/test_kubernetes.py tests/test_logs.py tests/test_public_ca.py tests/test_start.py \
+	tests/test_start_errors.py tests/test_status_page.py tests/test_systemd.py \
+	tests/test_unix_socket.py
+# Tests of what is never compiled: once is enough.
+ONCE := $(ASIDE) tests/test_demo.py tests/test_history.py tests/test_house.py tests/test_readme.py \
+	tests/test_seeded_bugs.py tests/test_status_of_a_running_tunnel.py tests/test_supervisor.py \
+	tests/test_tls.py tests/test_top.py tests/test_transports.py
 PURE_ON_COMPILED := compiled/tests/test_session_machine.py compiled/tests/test_simulation.py
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
@@ -131,7 +124,7 @@ bench: .venv/bench
 	@case "$(BENCH)" in *memtunnel-compiled*) $(MAKE) compiled;; esac
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m benchmarks $(BENCH)
 
-# What being watched costs, by valgrind and memtier_benchmark: exact, whoever else is at work.
+# What being watched costs, by valgrind and memtier_benchmark, on a machine that does nothing else.
 instructions: .venv/bench
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m benchmarks.instructions
 

@@ -1,9 +1,10 @@
 """What being watched costs, in instructions: `make instructions`.
 
-Seconds differ by a tenth from round to round on a machine that others use; what the processor is
-told to do for a request does not. valgrind counts it, of a tunnel that runs some fifty times slower
-meanwhile, without the kernel's part. So the tunnel has time limits that do not matter, and looks
-that are taken at it are counted by themselves: how many requests each is worth.
+Seconds differ by a tenth from round to round. What the processor is told to do for a request
+differs by some thousandths, as long as the load comes in the same way: with nothing else on the
+machine. valgrind counts it, of a tunnel that runs some fifty times slower meanwhile, without the
+kernel's part. So the tunnel has time limits that do not matter, and looks that are taken at it are
+counted by themselves: how many requests each is worth.
 """
 
 import argparse

@@ -297,10 +297,11 @@ class Workers:
         together = totals.together(
             states, self._config.workers, draining=self._draining is not None
         )
+        silent = self._silent
         return replace(
             together,
-            ready=together.ready and not self._silent,
-            silent=self._silent,
+            ready=together.ready and not silent,
+            silent=silent,
             config_last_reload_successful=together.config_last_reload_successful and self._reloaded,
             pid=os.getpid(),
             uptime=self._reactor.seconds() - self._began,

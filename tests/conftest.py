@@ -8,6 +8,7 @@ from typing import Any
 import authority
 import pytest
 import servers
+from website import Site
 
 from memtunnel.core import mux
 
@@ -61,6 +62,16 @@ def make_memcached(
         return memcached.start()
 
     return make
+
+
+@pytest.fixture
+def site(started: list[Any], tmp_path: Path, good_pair: authority.Pair) -> Site:
+    """A website over HTTPS, by the same authority."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    site = Site(good_pair, folder)
+    started.append(site)
+    return site
 
 
 @pytest.fixture

@@ -53,6 +53,29 @@ def live_through(command: Sequence[str | Path], outage: servers.Outage, *more: s
         process.wait()
 
 
+#: Of a script in Ruby: what ends it where a check fails, and what waits for a step of an outage.
+RUBY = """
+def check(right, words)
+  abort(words) unless right
+end
+def ready
+  puts "ready"
+  $stdout.flush
+  $stdin.gets
+end
+"""
+
+
+def php(file: Path, script: str) -> list[str | Path]:
+    """The command that runs this script, which is put into a file."""
+    program = servers.need("php")
+    modules = subprocess.run([program, "-m"], capture_output=True, text=True, timeout=30).stdout
+    if "memcached" not in modules.split():
+        servers.skip("PHP's memcached extension is not installed")
+    file.write_text(script)
+    return [program, file]
+
+
 @functools.cache
 def node_packages(base: Path) -> Path:
     """The folder with Node's clients, in one that is kept as long as the tests run."""

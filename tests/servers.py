@@ -151,6 +151,11 @@ class Memcached:
             self.process.send_signal(signal.SIGCONT)
 
 
+def children(pid: int) -> list[int]:
+    """The processes that this one has started."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def runs(pid: int) -> bool:
     """Whether a process has not ended; one that nobody has looked after since then has."""
     try:
@@ -202,8 +207,7 @@ class Tunnel:
     def workers(self) -> list[int]:
         """The processes that it has started."""
         assert self.process is not None
-        pid = self.process.pid
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return children(self.process.pid)
 
     def log(self) -> str:
         """What it has printed so far."""

@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import authority
@@ -233,7 +233,7 @@ def test_the_tunnel_serves_on_when_the_platform_ends_all(
         answers = [process.stdout.readline() for _ in range(4)]
         assert answers[0] == "STORED\n"
         pid = tunnel.state()["pid"]
-        workers = children(pid)
+        workers = servers.children(pid)
         assert len(workers) == 2
         # Somebody who looks into the dyno: there is a tunnel, and it stays the one that there is.
         second = compiled.dyno("echo here", **where)
@@ -280,10 +280,6 @@ def same(told: str) -> list[str]:
     lines = [re.sub(r"^file /proc/\d+", "file", line) for line in told.splitlines()]
     assert any(line.startswith("file/fd/") for line in lines)
     return sorted(lines)
-
-
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_dyno_starts_where_the_tunnel_cannot(compiled: App, memcached: servers.Memcached) -> None:
@@ -383,13 +379,6 @@ def test_the_docs_tell_of_each_variable() -> None:
 
 
 # MemCachier's root
-
-
-@pytest.fixture
-def site(good_pair: authority.Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    site = Site(good_pair, tmp_path_factory.mktemp("site"))
-    yield site
-    site.stop()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import socket
 import ssl
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,13 +21,6 @@ from memtunnel.net.tls import load_roots
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
-
-
-@pytest.fixture
-def site(good_pair: authority.Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    site = Site(good_pair, tmp_path_factory.mktemp("site"))
-    yield site
-    site.stop()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """PHP's memcached extension, in both protocols."""
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,17 +139,7 @@ Php = Callable[[str], list[Any]]
 @pytest.fixture
 def php(tmp_path: Path) -> Php:
     """The command that runs a script, which fails where a check does."""
-    program = servers.need("php")
-    modules = subprocess.run([program, "-m"], capture_output=True, text=True, timeout=30).stdout
-    if "memcached" not in modules.split():
-        servers.skip("PHP's memcached extension is not installed")
-
-    def command(script: str) -> list[Any]:
-        file = tmp_path / "script.php"
-        file.write_text(BEGINNING + script)
-        return [program, file]
-
-    return command
+    return lambda script: programs.php(tmp_path / "script.php", BEGINNING + script)
 
 
 @pytest.mark.parametrize(

@@ -12,20 +12,12 @@ LOGIN = (servers.USERNAME, servers.PASSWORD)
 BEGINNING = """
 require "dalli"
 require "securerandom"
-def check(right, words)
-  abort(words) unless right
-end
 def refused(words)
   yield
 rescue Dalli::DalliError => error
   error.message
 else
   abort("#{words} was not refused")
-end
-def ready
-  puts "ready"
-  $stdout.flush
-  $stdin.gets
 end
 port, protocol, username, password = ARGV
 options = { protocol: protocol.to_sym, username: username, password: password }.compact
@@ -121,7 +113,7 @@ $client.close
 
 
 def ruby(script: str) -> list[str]:
-    return [servers.need("ruby"), "-e", BEGINNING + script, "--"]
+    return [servers.need("ruby"), "-e", programs.RUBY + BEGINNING + script, "--"]
 
 
 @pytest.fixture(params=["binary", "meta"])

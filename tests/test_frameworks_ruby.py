@@ -15,14 +15,6 @@ require "active_support/cache"
 require "active_support/core_ext/integer/time"
 require "action_controller"
 require "rack/mock"
-def check(right, words)
-  abort(words) unless right
-end
-def ready
-  puts "ready"
-  $stdout.flush
-  $stdin.gets
-end
 class Settings
   attr_accessor :cache_store
   attr_reader :session
@@ -93,6 +85,7 @@ def test_cache_and_sessions(outage: servers.Outage, pool: bool) -> None:
     cache = pages.block("frameworks/rails.md", "ruby", having)
     sessions = pages.block("frameworks/rails.md", "ruby", "session_store")
     before = outage.tunnel.metric("memtunnel_client_connections_opened_total")
-    programs.live_through([servers.need("ruby"), "-e", SCRIPT, "--"], outage, cache, sessions)
+    script = programs.RUBY + SCRIPT
+    programs.live_through([servers.need("ruby"), "-e", script, "--"], outage, cache, sessions)
     opened = outage.tunnel.metric("memtunnel_client_connections_opened_total") - before
     assert (opened > 1) == pool

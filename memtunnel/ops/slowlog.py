@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -89,8 +89,9 @@ class Entry(NamedTuple):
         return f"{self.command} {self.status} after {took} ({', '.join(parts)})"
 
 
-def _is_sample(entry: Entry) -> bool:
-    return entry.why == Notable.SAMPLE
+def _newest_first(entries: Iterable[Entry]) -> list[Entry]:
+    # Those of several workers come as they tell of them, not in the order of time.
+    return sorted(entries, key=attrgetter("settled", "number"), reverse=True)
 
 
 class SlowLog:
@@ -149,9 +150,7 @@ class SlowLog:
 
     def __iter__(self) -> Iterator[Entry]:
         """All entries, the newest first."""
-        both = (*self.noted, *self.samples)
-        # Those of several workers come as they tell of them, not in the order of time.
-        return iter(sorted(both, key=attrgetter("settled", "number"), reverse=True))
+        return iter(_newest_first((*self.noted, *self.samples)))
 
     def after(self, number: int) -> list[Entry]:
         """The entries with higher numbers, the oldest first."""
@@ -166,9 +165,10 @@ class SlowLog:
         if self._described_at != (self.added, epoch):
             # Any client may ask, as often as it likes.
             self._described_at = self.added, epoch
+            listed = (*_newest_first(self.noted), *_newest_first(self.samples))
             self._described = tuple(
                 (str(place), entry.described(epoch, with_key=self._tells_keys))
-                for place, entry in enumerate(sorted(self, key=_is_sample), 1)
+                for place, entry in enumerate(listed, 1)
             )
         return self._described
 
