@@ -42,7 +42,8 @@ PURE_ON_COMPILED := compiled/tests/test_session_machine.py compiled/tests/test_s
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
 .PHONY: run check test test-all test-around test-compiled compiled frozen lint system stress bench \
-	instructions fuzz simulate torture seeded-bugs pictures clean aside $(PURE) $(PURE_ON_COMPILED)
+	instructions fuzz simulate torture seeded-bugs pictures clean aside rest compiled/rest \
+	$(PURE) $(PURE_ON_COMPILED)
 
 # On the servers that are configured; where there are none, on the embedded one.
 run: .venv/run
@@ -57,10 +58,16 @@ check: .venv/run
 test: .venv/test system
 	$(BIN)/pytest -m "not full"
 
-# What needs the processor and nothing else goes side by side; all else has time limits to keep.
+# Two at a time: first what needs the processor, then what has time limits to keep, once with each core.
 test-all: lint system
 	$(MAKE) --jobs=2 --output-sync aside $(PURE) $(PURE_ON_COMPILED)
+	$(MAKE) --jobs=2 --output-sync rest compiled/rest
+
+rest: .venv/test
 	$(BIN)/pytest $(patsubst %,--ignore=%,$(PURE) $(ASIDE) $(AROUND))
+
+# Built for those before.
+compiled/rest:
 	$(ON_COMPILED) $(patsubst %,--ignore=%,$(ONCE) $(PURE) $(AROUND))
 
 $(PURE): .venv/test

@@ -482,13 +482,14 @@ class TunnelService(Service):
         self._roots = roots
         self._serving.reload(self._config, roots, self._raise_file_limit())
         self._show_settings(self._config)
-        servers = ", ".join(host_port(each.host, each.port) for each in self._config.servers)
-        self._log.info("settings reloaded: to {servers}", event="reloaded", servers=servers)
         if before.verify != self._config.verify:
             self._warn_of_chain()
         if fixed:
             names = ", ".join(fixed)
             self._log.warn("not before a restart: {names}", event="needs_restart", names=names)
+        # Last: with it all is said.
+        servers = ", ".join(host_port(each.host, each.port) for each in self._config.servers)
+        self._log.info("settings reloaded: to {servers}", event="reloaded", servers=servers)
 
     def _show_settings(self, config: Config) -> None:
         """Let what is shown, and logged, be as is set."""
