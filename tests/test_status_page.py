@@ -60,11 +60,16 @@ def changed(**changes: Any) -> Callable[[], dict[str, Any]]:
     return lambda: documents.document() | changes
 
 
+def answered(seen: Visit) -> None:
+    wait_until(lambda: seen.page.evaluate("request === null"), "the answer is taken")
+
+
 def next_picture(seen: Visit, stub: Stub, seconds: float = 2.0) -> None:
     """Let so much of the page's time go by, in which it asks once, and wait for the answer."""
+    answered(seen)  # only then does the page set its next time
     asked = stub.asked
     seen.page.clock.run_for(int(1000 * seconds))
-    wait_until(lambda: seen.page.evaluate("request === null"), "the answer is taken")
+    answered(seen)
     assert stub.asked == asked + 1
 
 
@@ -625,7 +630,7 @@ def wait_for(seen: Visit, selector: str, text: str) -> None:
 
     def shown() -> bool:
         seen.page.clock.run_for(2000)
-        wait_until(lambda: seen.page.evaluate("request === null"), "the answer is taken")
+        answered(seen)
         return text in " ".join(seen.texts(selector))
 
     wait_until(shown, f"the page shows {text}")
