@@ -58,16 +58,14 @@ check: .venv/run
 test: .venv/test system
 	$(BIN)/pytest -m "not full"
 
-# Two at a time: first what needs the processor, then what has time limits to keep, once with each core.
+# Two at a time, the longest first.
 test-all: lint system
-	$(MAKE) --jobs=2 --output-sync aside $(PURE) $(PURE_ON_COMPILED)
-	$(MAKE) --jobs=2 --output-sync rest compiled/rest
+	$(MAKE) --jobs=2 --output-sync rest compiled/rest aside $(PURE) $(PURE_ON_COMPILED)
 
 rest: .venv/test
 	$(BIN)/pytest $(patsubst %,--ignore=%,$(PURE) $(ASIDE) $(AROUND))
 
-# Built for those before.
-compiled/rest:
+compiled/rest: compiled
 	$(ON_COMPILED) $(patsubst %,--ignore=%,$(ONCE) $(PURE) $(AROUND))
 
 $(PURE): .venv/test
