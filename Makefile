@@ -26,7 +26,7 @@ PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/t
 	tests/test_seeded_bugs.py
 # Tests of what surrounds the tunnel, which take long to set up: `make test-around`.
 AROUND := $(filter-out tests/test_frameworks_keys.py,$(wildcard tests/test_frameworks*.py)) \
-	tests/test_buildpack.py tests/test_packaging.py tests/test_systemd_itself.py
+	$(wildcard tests/test_*_itself.py) tests/test_buildpack.py tests/test_packaging.py
 # Tests whose programs wait for nobody's deadline: they may share the processor as well.
 ASIDE := $(wildcard tests/test_bench*.py) tests/test_alerts.py tests/test_bad_certificates.py \
 	tests/test_ca.py tests/test_check.py tests/test_containers.py tests/test_contract.py \
@@ -87,9 +87,10 @@ compiled: .venv/test
 	MEMTUNNEL_COMPILE=1 $(BIN)/pip install --quiet --disable-pip-version-check \
 		--no-deps --target build/compiled .
 
-# What the pages on frameworks say, the buildpack with the frozen program, and systemd itself.
-test-around: .venv/test frozen
+# What the pages on frameworks say, the buildpack with the frozen program, systemd and containers.
+test-around: .venv/test
 	$(MAKE) system PACKAGES="$(PACKAGES) $(FRAMEWORKS)"
+	$(MAKE) frozen
 	$(BIN)/pytest $(AROUND)
 	$(ON_COMPILED) tests/test_text_session_machine.py
 

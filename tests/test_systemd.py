@@ -249,7 +249,7 @@ def test_it_is_started_by_a_client_through_its_socket(service: Service) -> None:
         assert client.say(client.store(b"k", b"v"), client.fetch(b"k")) == [True, b"v"]
         service.hears("WATCHDOG=1")
         reload = SERVICE["ExecReload"]
-        assert reload == ["/bin/kill -HUP $MAINPID"]
+        assert reload == ['/bin/sh -c "kill -HUP $MAINPID"']
         count = len(service.listen())
         assert service.process is not None
         service.process.send_signal(signal.SIGHUP)
