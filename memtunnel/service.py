@@ -80,8 +80,8 @@ class Options(usage.Options):
     ]
 
     longdesc = (
-        "Tools of their own: memtunnel check (try all servers), memtunnel top (watch a running"
-        " tunnel), memtunnel ca FILE."
+        "Tools of their own: memtunnel check (try all servers), memtunnel start (in the background,"
+        " until it is ready), memtunnel top (watch a running tunnel), memtunnel ca FILE."
     )
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
@@ -99,8 +99,8 @@ class Options(usage.Options):
     def parseArgs(self, *words: str) -> None:
         if words:
             raise usage.UsageError(
-                f"{words[0]!r} is no option; a tool comes first: memtunnel check, memtunnel top,"
-                " memtunnel ca"
+                f"{words[0]!r} is no option; a tool comes first: memtunnel check, memtunnel start,"
+                " memtunnel top, memtunnel ca"
             )
 
     def opt_version(self) -> None:

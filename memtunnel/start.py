@@ -1,21 +1,21 @@
-"""``memtunnel start``: the tunnel in the background, and word of when it is ready; and
-``with_memtunnel``, which runs a program once it is.
+"""``memtunnel start``: the tunnel in the background, and word of when it is ready.
 
 It is ready when the tunnel itself says so, to a socket that is made for it alone: a port that
 answers may be somebody else's. The tunnel has a session of its own, and writes its log to standard
-error. Left to others: when it ends (``--exit-with-pid``).
+error. Left to others: when it ends (``--exit-with-pid``), and running a program once it is ready
+(``bin/with_memtunnel``).
 """
 
 import argparse
 import os
 import select
+import signal
 import socket
+import struct
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from memtunnel import program
 
@@ -23,11 +23,10 @@ from memtunnel import program
 READY: Final = "READY=1"
 #: Seconds that an app waits for the tunnel.
 WAIT: Final = 20.0
-#: Seconds that the tunnel serves on when it is told to end before the app has ended: platforms
-#: that tell both at once kill both after 30.
-DRAIN: Final = "25"
 #: Of a service manager that waits for somebody else's word.
 _MANAGER: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+#: Of a sender, by unix(7): its process, user and group.
+_CREDENTIALS: Final = struct.Struct("3i")
 
 
 def main(arguments: list[str]) -> int:
@@ -62,22 +61,32 @@ def _seconds(text: str) -> float:
 
 def start(options: list[str], wait: float = WAIT) -> int:
     """Start it with these options; 0 if it is ready in time."""
-    with tempfile.TemporaryDirectory(prefix="memtunnel-") as folder:
-        # Nobody else gets to it there.
-        place = str(Path(folder, "ready"))
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-            listener.bind(place)
-            tunnel = _spawn(options, place)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        # Its name is the kernel's choice, and in no folder. Whoever finds it may write to it, so
+        # each sender is looked at.
+        listener.bind("")
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        name = listener.getsockname().decode().replace("\0", "@", 1)
+        tunnel = _spawn(options, name)
+        try:
             return _wait(tunnel, listener, time.monotonic() + wait)
+        except KeyboardInterrupt:
+            tunnel.terminate()
+            return 128 + signal.SIGINT
+        except OSError as problem:
+            return _complain(f"cannot wait for the tunnel: {problem.strerror}")
 
 
-def _spawn(options: list[str], place: str) -> "subprocess.Popen[bytes]":
+def _spawn(options: list[str], name: str) -> "subprocess.Popen[bytes]":
     others = {name: value for name, value in os.environ.items() if name not in _MANAGER}
+    # What the app prints may be somebody's input.
+    log = subprocess.DEVNULL if sys.stderr is None else sys.stderr
     return subprocess.Popen(
         program.command(*options),
-        env=program.environment({**others, "NOTIFY_SOCKET": place}),
+        env=program.environment({**others, "NOTIFY_SOCKET": name}),
         stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,  # what the app prints may be somebody's input
+        stdout=log,
+        stderr=log,
         start_new_session=True,
     )
 
@@ -89,7 +98,7 @@ def _wait(tunnel: "subprocess.Popen[bytes]", listener: socket.socket, until: flo
         while (left := until - time.monotonic()) > 0:
             heard = select.select(watched, [], [], left)[0]
             # Its last word may have come with its end.
-            if listener in heard and READY in listener.recv(4096).decode().split("\n"):
+            if listener in heard and READY in _said(listener, tunnel.pid):
                 return 0
             if heard == [ended]:
                 return _complain(f"the tunnel has ended, with status {tunnel.wait()}")
@@ -98,25 +107,15 @@ def _wait(tunnel: "subprocess.Popen[bytes]", listener: socket.socket, until: flo
     return _complain("the tunnel is not ready yet; it goes on trying")
 
 
+def _said(listener: socket.socket, pid: int) -> list[str]:
+    """What has come, if it is from this process."""
+    text, notes, _, _ = listener.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
+    for _, kind, note in notes:
+        if kind == socket.SCM_CREDENTIALS and _CREDENTIALS.unpack(note)[0] == pid:
+            return text.decode().split("\n")
+    return []
+
+
 def _complain(words: str) -> int:
     print(f"memtunnel start: {words}", file=sys.stderr)
     return 1
-
-
-def with_memtunnel() -> NoReturn:
-    """The console script: run a command once the tunnel is ready, and also if it is not."""
-    command = sys.argv[1:]
-    if not command or command[0].startswith("-"):
-        print("usage: with_memtunnel COMMAND [ARGUMENT ...]", file=sys.stderr)
-        sys.exit(2)
-    tunnel = program.command("start", f"--exit-with-pid={os.getpid()}")
-    environ = program.environment({"MEMTUNNEL_DRAIN_TIMEOUT": DRAIN, **os.environ})
-    # By another process, which ends: so the app has no child that it did not make.
-    if subprocess.run(tunnel, env=environ, check=False).returncode:
-        print("with_memtunnel: the command is run without it", file=sys.stderr)
-    try:
-        os.execvp(command[0], command)
-    except OSError as problem:
-        print(f"with_memtunnel: {command[0]}: {problem.strerror}", file=sys.stderr)
-        # As shells have it.
-        sys.exit(127 if isinstance(problem, FileNotFoundError) else 126)

@@ -288,7 +288,7 @@ def test_a_dyno_starts_where_the_tunnel_cannot(compiled: App, memcached: servers
     out, errors = process.communicate(timeout=servers.PATIENCE)
     assert (process.returncode, out) == (7, "here\n")
     assert "cannot listen" in errors
-    assert errors.endswith("memtunnel: the dyno starts without the tunnel\n")
+    assert errors.endswith("memtunnel: the dyno starts all the same\n")
 
 
 def test_a_dyno_without_servers_starts_without_the_tunnel(compiled: App) -> None:

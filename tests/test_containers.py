@@ -74,7 +74,8 @@ def test_only_what_the_package_is_made_of_goes_into_the_image() -> None:
     given = {line[1:] for line in lines if line.startswith("!")}
     project = tomllib.loads((HOUSE / "pyproject.toml").read_text())
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    assert given == {"pyproject.toml", "hatch_build.py", "README.md", "LICENSE", *packages}
+    script = "bin/with_memtunnel"
+    assert given == {"pyproject.toml", "hatch_build.py", "README.md", "LICENSE", script, *packages}
     left_out = [line for line in lines if line.startswith("**/")]
     assert any(fnmatch("twisted/plugins/dropin.cache", line) for line in left_out)
 

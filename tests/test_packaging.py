@@ -1,4 +1,4 @@
-"""What is released: its version, what is in it, and that it starts however it was installed."""
+"""What is released: what is in it, and that it starts however it was installed."""
 
 import os
 import re
@@ -10,7 +10,6 @@ import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ import servers
 
 from memtunnel import __version__
 
+pytestmark = pytest.mark.full
+
 HOUSE = Path(__file__).parent.parent
 PLUGIN = "twisted/plugins/memtunnel_plugin.py"
 UNWANTED = ("twisted/__init__.py", "twisted/plugins/__init__.py", "twisted/plugins/dropin.cache")
-CHANGES = (HOUSE / "CHANGELOG.md").read_text()
 #: As twistd itself, which pip puts only into environments with all that memtunnel needs.
 TWISTD = "from twisted.scripts.twistd import run; run()"
 
@@ -32,40 +32,6 @@ def run(*command: str | Path, **more: Any) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, **more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-# The version
-
-
-def test_the_version_stands_in_one_place_only() -> None:
-    """Elsewhere it is only told: in the log of changes, and as the name of an image."""
-    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
-    assert 'dynamic = ["version"]' in (HOUSE / "pyproject.toml").read_text()
-    found = [
-        path
-        for folder in ("memtunnel", "twisted")
-        for path in (HOUSE / folder).rglob("*.py")
-        if __version__ in path.read_text()
-    ]
-    assert found == [HOUSE / "memtunnel" / "__init__.py"]
-    manifests = "".join(path.read_text() for path in (HOUSE / "deploy/kubernetes").glob("*.yaml"))
-    assert set(re.findall(r"/memtunnel:(\S+)", manifests)) == {__version__}
-
-
-def test_the_log_of_changes_tells_of_this_version() -> None:
-    headings = re.findall(r"^## (.*)$", CHANGES, re.MULTILINE)
-    dated = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\S+)", each) for each in headings]
-    if headings[0] == "[Unreleased]":
-        dated = dated[1:]
-    assert None not in dated
-    versions = [each[1] for each in dated if each]
-    assert versions[0] == __version__
-    numbers = [tuple(map(int, each.split("."))) for each in versions]
-    assert numbers == sorted(set(numbers), reverse=True)
-    days = [date.fromisoformat(each[2]) for each in dated if each]
-    assert days == sorted(days, reverse=True)
-    kinds = set(re.findall(r"^### (.*)$", CHANGES, re.MULTILINE))
-    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 # What is in it
@@ -98,7 +64,6 @@ def sdist(built: Path) -> Path:
     return path
 
 
-@pytest.mark.full
 def test_the_wheel_has_the_plugin_and_the_commands(wheel: Path) -> None:
     assert wheel.name == f"memtunnel-{__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
@@ -111,13 +76,12 @@ def test_the_wheel_has_the_plugin_and_the_commands(wheel: Path) -> None:
     wanted = {path.relative_to(HOUSE) for path in (HOUSE / "memtunnel").rglob("*.py")}
     assert {*map(str, wanted), "memtunnel/ops/page.html"} <= set(names)
     assert not set(UNWANTED) & set(names)
-    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
-        "memtunnel",
-        "twisted",
+    others = {
+        name for name in names if not re.match(r"memtunnel/|twisted/|[^/]*\.dist-info/", name)
     }
+    assert others == {f"memtunnel-{__version__}.data/scripts/with_memtunnel"}
 
 
-@pytest.mark.full
 def test_the_sdist_has_all_that_is_in_the_repository_and_nothing_else(
     built: Path, sdist: Path
 ) -> None:
@@ -170,6 +134,19 @@ def starts(*command: str | Path, folder: Path) -> None:
         assert tunnel.wait() == 0, tunnel.log()
 
 
+def begins(programs: Path, folder: Path) -> None:
+    """`with_memtunnel` finds the tunnel that was installed with it."""
+    environ = {"PATH": "/usr/bin:/bin", "MEMTUNNEL_DEMO": "on"}
+    for name in ("LISTEN", "METRICS"):
+        environ[f"MEMTUNNEL_{name}"] = f"127.0.0.1:{servers.free_port()}"
+    command = [programs / "with_memtunnel", "sh", "-c", "echo here; exit 7"]
+    done = subprocess.run(
+        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (7, "here\n"), done.stderr
+    assert "demo: warm" in done.stderr
+
+
 def where(python: Path, folder: Path) -> Path:
     """From where this interpreter has the package."""
     script = "import memtunnel; print(memtunnel.__file__)"
@@ -180,7 +157,6 @@ def where(python: Path, folder: Path) -> Path:
 WAYS = ("wheel", "sdist", "editable")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("way", WAYS)
 def test_it_starts_when_pip_has_installed_it(
     way: str, built: Path, wheel: Path, sdist: Path, install: Callable[..., Path], tmp_path: Path
@@ -191,10 +167,9 @@ def test_it_starts_when_pip_has_installed_it(
     assert where(python, tmp_path).is_relative_to(home)
     arguments = ("--nodaemon", "--pidfile=", "memtunnel")
     starts(python, "-P", "-c", TWISTD, *arguments, folder=tmp_path)
-    assert python.with_name("memtunnel").exists()
+    begins(python.parent, tmp_path)
 
 
-@pytest.mark.full
 def test_it_starts_when_pipx_has_installed_it_with_all_it_needs(
     wheel: Path, tmp_path: Path
 ) -> None:
@@ -203,5 +178,6 @@ def test_it_starts_when_pipx_has_installed_it_with_all_it_needs(
     environ = os.environ | {"PIPX_HOME": str(home), "PIPX_BIN_DIR": str(programs)}
     run(pipx, "install", "--python", sys.executable, wheel, env=environ)
     starts(programs / "memtunnel", folder=tmp_path)
+    begins(programs, tmp_path)
     twistd = home / "venvs" / "memtunnel" / "bin" / "twistd"
     starts(twistd, "--nodaemon", "--pidfile=", "memtunnel", folder=tmp_path)
