@@ -9,12 +9,13 @@ import contextlib
 import os
 import re
 import shlex
+import signal
 import ssl
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Final, NoReturn
@@ -26,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from memtunnel.net.tls import dates_of, pem_certificates, printable, words_of
 
 URL: Final = "https://www.memcachier.com/MemCachierRootCA.pem"
-#: Seconds that the server may be silent, and that the whole answer may take to come.
+#: Seconds that all of it may take.
 TIMEOUT: Final = 10.0
 #: Bytes of the largest answer that is read.
 LIMIT: Final = 64 << 10
@@ -123,7 +124,7 @@ class _OnlyHTTPS(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         if not _is_https(newurl):
-            raise CannotFetch(f"the server redirects to {newurl}, which is not https")
+            raise CannotFetch(f"the server redirects to {_shown(newurl)}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -131,31 +132,49 @@ def _is_https(url: str) -> bool:
     return url.lower().startswith("https://")
 
 
+def _shown(url: str) -> str:
+    """The URL without what may be a secret in it."""
+    return re.sub(r"//[^/]*@", "//", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
+
+
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError then, whatever is waited for. For the main thread."""
+
+    def late(*_: object) -> NoReturn:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def fetch(url: str, context: ssl.SSLContext | None = None) -> bytes:
     """What is at `url`, whole, over verified HTTPS. Raises `CannotFetch`."""
+    shown = _shown(url)
     if not _is_https(url):
-        raise CannotFetch(f"expected a URL that begins with https://, not {url}")
+        raise CannotFetch(f"expected a URL that begins with https://, not {shown}")
+    if shown != re.sub(r"[?#].*", "", url, flags=re.DOTALL):
+        raise CannotFetch(f"expected a URL without a login: {shown}")
     opener = urllib.request.build_opener(
         urllib.request.HTTPSHandler(context=context or ssl.create_default_context()), _OnlyHTTPS
     )
-    until = time.monotonic() + TIMEOUT
-    data = b""
     try:
-        with opener.open(url, timeout=TIMEOUT) as answer:
-            # read() would wait as long as anything trickles in.
-            while chunk := answer.read1(LIMIT):
-                data += chunk
-                if len(data) > LIMIT:
-                    raise CannotFetch(f"more than {LIMIT} bytes at {url}: no root certificate")
-                if time.monotonic() > until:
-                    raise TimeoutError
+        with _within(TIMEOUT), opener.open(url) as answer:
+            data: bytes = answer.read(LIMIT + 1)
+            if len(data) > LIMIT:
+                raise CannotFetch(f"more than {LIMIT} bytes at {shown}: no root certificate")
             if answer.length:
                 raise CannotFetch(f"the answer was cut short: {answer.length} bytes are missing")
     except urllib.error.HTTPError as error:
         with error:
-            raise CannotFetch(f"the server answered {error.code} for {url}") from None
+            raise CannotFetch(f"the server answered {error.code} for {shown}") from None
     except (OSError, HTTPException, ValueError) as error:  # ValueError: what is no URL
-        raise CannotFetch(f"cannot fetch {url}: {_in_words(error)}") from None
+        raise CannotFetch(f"cannot fetch {shown}: {_in_words(error)}") from None
     return data
 
 

@@ -297,7 +297,10 @@ def test_a_dyno_without_servers_starts_without_the_tunnel(compiled: App) -> None
     assert process.returncode == 7
     assert out.startswith("memtunnel 0.")
     assert errors == (
-        "memtunnel: no servers are configured, and so there is no tunnel\n"
+        "memtunnel: --server: expected a server: set MEMCACHIER_SERVERS, or give --server or"
+        " --demo\n"
+        "memtunnel start: the tunnel has ended, with status 1\n"
+        "memtunnel: the dyno starts all the same\n"
         "usage: with_memtunnel COMMAND [ARGUMENT ...]\n"
     )
 
@@ -329,7 +332,8 @@ def test_another_tarball_than_the_expected_one_is_not_unpacked(app: App, tmp_pat
         ({"MEMTUNNEL_BUILD_SHA256": "abc"}, "belong together"),
         ({"MEMTUNNEL_BUILD_SHA256": "", "MEMTUNNEL_BUILD_URL": ""}, "There is no release"),
         ({"MEMTUNNEL_BUILD_URL": "file:///not/there"}, "could not be fetched"),
-        ({"MEMTUNNEL_CA_FILE": "certs/other.pem"}, "There is no certs/other.pem in the app"),
+        ({"MEMTUNNEL_CA_FILE": "certs/other.pem"}, "MEMTUNNEL_CA_FILE: expected a file"),
+        ({"MEMTUNNEL_BUILD_CA_SHA265": "0" * 64}, "MEMTUNNEL_BUILD_CA_SHA265 is no variable"),
         ({"MEMTUNNEL_POOL_SIZE": "many", "MEMTUNNEL_SERVER": "x:1"}, "MEMTUNNEL_POOL_SIZE"),
         ({"MEMTUNNEL_CA_FILE": "certs/none.pem", "MEMTUNNEL_SERVER": "x:1"}, "certs/none.pem"),
         ({"MEMTUNNEL_CA_FILE": "certs/none.pem"}, "certs/none.pem"),
@@ -340,6 +344,7 @@ def test_another_tarball_than_the_expected_one_is_not_unpacked(app: App, tmp_pat
         "no release",
         "no tarball",
         "no CA",
+        "a variable that is none",
         "a mistake",
         "no PEM",
         "no PEM and no servers yet",
@@ -351,6 +356,21 @@ def test_what_cannot_be_fails_the_build_in_words(
     (app.build / "certs" / "none.pem").write_text("<html>Not here</html>")
     app.set(**variables)
     assert words in app.refuse()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"MEMTUNNEL_TLS_NAME": "cache.example.com=other.example.com"},
+        {"MEMTUNNEL_DEMO": "off"},
+        {"MEMTUNNEL_CONFIG": "memtunnel.toml"},
+    ],
+    ids=["TLS name", "no demo", "file"],
+)
+def test_servers_may_come_later(variables: dict[str, str], app: App) -> None:
+    (app.build / "memtunnel.toml").write_text("pool-size = 3\n")
+    app.set(**variables)
+    assert "No servers are configured yet" in app.compile()
 
 
 def test_servers_that_cannot_be_reached_do_not_fail_the_build(
@@ -406,6 +426,38 @@ def test_the_root_is_fetched_and_used(
     out, errors = process.communicate(timeout=servers.PATIENCE)
     assert process.returncode == 0, errors
     assert "full and chain would pass" in out
+
+
+def test_what_the_apps_own_file_trusts_is_trusted(
+    fetching: App, site: Site, memcached: servers.Memcached
+) -> None:
+    (fetching.build / "memtunnel.toml").write_text('ca-file = "certs/root.pem"\n')
+    fetching.set(MEMTUNNEL_CONFIG="memtunnel.toml", MEMTUNNEL_BUILD_CA_SHA256="0" * 64)
+    told = fetching.compile()
+    assert 'Trusting the certificates of "certs/root.pem"' in told
+    assert "MEMTUNNEL_BUILD_CA_SHA256 are not looked at" in told
+    assert "full and chain would pass" in told
+    assert site.asked == []
+    assert not (fetching.build / ".memtunnel" / "ca.pem").exists()
+
+
+def test_what_may_be_secret_in_an_address_is_not_told(
+    fetching: App, site: Site, root: authority.Pair
+) -> None:
+    site.pages["/ca.pem?token=canary"] = Page(root.pem)
+    (real,) = (fetching.variables / "MEMTUNNEL_BUILD_URL").read_text().splitlines()
+    fetching.set(
+        MEMTUNNEL_BUILD_URL=f"{real}?token=canary",
+        MEMTUNNEL_BUILD_CA_URL=f"{site.url}/ca.pem?token=canary",
+    )
+    assert "canary" not in fetching.compile()
+    fetching.set(MEMTUNNEL_BUILD_URL="https://user:canary@127.0.0.1:1/x?token=canary")
+    shutil.rmtree(fetching.cache)
+    shutil.rmtree(fetching.build / ".profile.d")
+    shutil.rmtree(fetching.build / ".memtunnel")
+    told = fetching.refuse()
+    assert "could not be fetched from https://127.0.0.1:1/x" in told
+    assert "canary" not in told
 
 
 @pytest.mark.parametrize(

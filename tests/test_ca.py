@@ -1,12 +1,14 @@
 """``memtunnel ca FILE`` against a local HTTPS server: what it writes, and what it never does."""
 
+import contextlib
 import socket
 import ssl
 import stat
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import authority
 import pytest
@@ -289,14 +291,52 @@ def test_a_server_that_keeps_silent(refuse: Refuse, monkeypatch: pytest.MonkeyPa
     assert "no answer within 0.2 s" in words
 
 
+@pytest.mark.parametrize(
+    ("begins", "goes_on"),
+    [(b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n"), (b"HTTP/1.1 200 OK\r\n\r\n", b"\n")],
+    ids=["headers", "body"],
+)
 def test_an_answer_that_only_trickles_ends_too(
-    refuse: Refuse, site: Site, root: authority.Pair, monkeypatch: pytest.MonkeyPatch
+    begins: bytes,
+    goes_on: bytes,
+    refuse: Refuse,
+    good_pair: authority.Pair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each read is quick; it is the whole that takes too long, by a clock of the test's own."""
-    site.pages["/ca.pem"] = Page(root.pem)
-    times = iter((0.0, ca.TIMEOUT + 1))
-    monkeypatch.setattr(ca, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    assert "no answer within 10 s" in refuse()
+    """Each read is quick; it is the whole that takes too long."""
+    monkeypatch.setattr(ca, "TIMEOUT", 0.3)
+    (tmp_path / "site.pem").write_bytes(good_pair.pem + good_pair.key_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "site.pem")
+
+    def trickle(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(listener.accept()[0], True) as one:
+            one.sendall(begins)
+            for _ in range(1000):
+                time.sleep(0.02)
+                one.sendall(goes_on)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=trickle, args=(listener,))
+        server.start()
+        words = refuse(url=f"https://127.0.0.1:{listener.getsockname()[1]}/ca.pem")
+        server.join(servers.PATIENCE)
+    assert "no answer within 0.3 s" in words
+
+
+def test_what_may_be_secret_in_a_url_is_not_told(refuse: Refuse, site: Site) -> None:
+    site.pages["/moved"] = Page(status=302, location="http://user:canary@127.0.0.1/?token=canary")
+    for url in (
+        f"{site.url}/nothing-here.pem?token=canary",
+        f"{site.url}/moved",
+        "http://user:canary@127.0.0.1/ca.pem",
+        f"https://127.0.0.1:{servers.free_port()}/?token=canary",
+    ):
+        assert "canary" not in refuse(url=url)
+    words = refuse(url=f"{site.url.replace('//', '//user:canary@')}/ca.pem")
+    assert "expected a URL without a login: https://127.0.0.1" in words
+    assert "canary" not in words
 
 
 def test_a_folder_that_is_missing_is_known_before_anything_is_fetched(

@@ -4,10 +4,6 @@ export PATH="$HOME/.memtunnel/bin:$PATH"
 if [ -z "${MEMTUNNEL_CA_FILE-}" ] && [ -f "$HOME/.memtunnel/ca.pem" ]; then
     export MEMTUNNEL_CA_FILE="$HOME/.memtunnel/ca.pem"
 fi
-if [ -n "${MEMCACHIER_SERVERS-}${MEMCACHE_SERVERS-}${MEMTUNNEL_SERVER-}${MEMTUNNEL_CONFIG-}${MEMTUNNEL_DEMO-}" ]; then
-    # The platform ends everything 30 seconds after it has asked everything to end.
-    MEMTUNNEL_DRAIN_TIMEOUT="${MEMTUNNEL_DRAIN_TIMEOUT:-25}" memtunnel start "--exit-with-pid=$$" ||
-        echo "memtunnel: the dyno starts all the same" >&2
-else
-    echo "memtunnel: no servers are configured, and so there is no tunnel" >&2
-fi
+# The platform ends everything 30 seconds after it has asked everything to end.
+MEMTUNNEL_DRAIN_TIMEOUT="${MEMTUNNEL_DRAIN_TIMEOUT:-25}" memtunnel start "--exit-with-pid=$$" ||
+    echo "memtunnel: the dyno starts all the same" >&2
