@@ -42,7 +42,7 @@ PURE_ON_COMPILED := compiled/tests/test_session_machine.py compiled/tests/test_s
 ON_COMPILED = MEMTUNNEL_CORE=compiled PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -m "not full"
 
 .PHONY: run check test test-all test-around test-compiled compiled frozen lint system stress bench \
-	instructions fuzz simulate torture seeded-bugs pictures clean aside rest compiled/rest \
+	instructions fuzz simulate torture seeded-bugs pictures tables clean aside rest compiled/rest \
 	$(PURE) $(PURE_ON_COMPILED)
 
 # On the servers that are configured; where there are none, on the embedded one.
@@ -154,6 +154,10 @@ torture: .venv/test system
 # The pictures in docs/observability.md, by the status page itself in a browser.
 pictures: .venv/test system
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P tests/pictures.py
+
+# The tables in docs/ that the code makes.
+tables: .venv/test
+	@PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(BIN)/python -P tests/doc_tables.py
 
 # Sixteen bugs, one by one, and which tests catch them; BUGS=--quick leaves out what does by chance.
 seeded-bugs: .venv/test

@@ -277,8 +277,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             sentence="Log a line of figures each minute in l2met's form, for log drains.",
             caution="Its source is $DYNO where that is set, else the host's name."),
     Setting(name="strip-touch-extras", parse=switch, default="off",
-            sentence="Leave the flags out of answers to TOUCH, which libmemcached 1.0 stumbles"
-            " over for 5 s.",
+            sentence="Leave the flags out of answers to TOUCH, for libmemcached 1.0 and what is"
+            " made with it.",
             caution="Other clients may expect them."),
     Setting(name="exit-with-pid", parse=whole(1, 4_194_304), metavar="PID",
             sentence="A process to outlive: SIGTERM is only noted until it ends, or"

@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import venv
@@ -54,6 +55,10 @@ def freeze(scratch: Path, package: Path | None) -> Path:
         *(python, "-P", "-m", "PyInstaller", "--onedir", "--name", "memtunnel"),
         *("--log-level", "ERROR"),
         *("--collect-submodules", "memtunnel", "--collect-data", "memtunnel"),
+        # With the licences of all that is in it.
+        *("--recursive-copy-metadata", "memtunnel", "--recursive-copy-metadata", "rich"),
+        *("--add-data", f"{Path(sysconfig.get_path('stdlib'), 'LICENSE.txt')}:."),
+        *("--exclude-module", "readline"),  # nobody types here
         *("--hidden-import", shared.name.partition(".")[0]),
         *("--distpath", scratch, "--workpath", scratch / "work", "--specpath", scratch / "work"),
         HERE / "entry.py",
@@ -64,10 +69,11 @@ def freeze(scratch: Path, package: Path | None) -> Path:
 
 
 def pack(tree: Path, tarball: Path) -> None:
-    """The same for the same files: names in order, no times, nobody's."""
+    """The same for the same files: names in order, no times, nobody's, for all to read."""
 
     def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.mtime, member.uid, member.gid, member.uname, member.gname = 0, 0, 0, "", ""
+        member.mode = 0o755 if member.mode & 0o100 else 0o644
         return member
 
     with (
