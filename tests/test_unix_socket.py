@@ -38,8 +38,11 @@ def is_served(path: Path) -> bool:
         return client.recv(100) == b"END\r\n"
 
 
+@pytest.mark.parametrize("removed", [False, True], ids=["both", "only its lock"])
 @pytest.mark.parametrize("number", ["its own", "one that runs"])
-def test_one_that_was_killed_is_followed_by_another(start: Start, path: Path, number: str) -> None:
+def test_one_that_was_killed_is_followed_by_another(
+    start: Start, path: Path, number: str, removed: bool
+) -> None:
     tunnel = start()
     assert is_served(path)
     tunnel.signal(signal.SIGKILL)
@@ -50,6 +53,8 @@ def test_one_that_was_killed_is_followed_by_another(start: Start, path: Path, nu
         # As in a container, where each has the number of the one before.
         lock.unlink()
         lock.symlink_to(str(os.getpid()))
+    if removed:
+        path.unlink()
     tunnel = start()
     assert is_served(path)
     tunnel.stop()

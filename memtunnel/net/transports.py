@@ -180,7 +180,7 @@ class Connector(tcp.Connector):
 
 
 def _clear(path: str) -> None:
-    """Remove a unix socket whose maker was killed, with its lock.
+    """Remove a unix socket whose maker was killed, with its lock; or a lock without its socket.
 
     Twisted goes by the number of the process in the lock. In a container the next one has the same
     number, so that the dead would seem to live for ever: here the kernel is asked who listens.
@@ -189,6 +189,8 @@ def _clear(path: str) -> None:
         probe.setblocking(False)
         try:
             probe.connect(path)
+        except FileNotFoundError:
+            os.remove(f"{path}.lock")
         except ConnectionRefusedError:
             if stat.S_ISSOCK(os.stat(path).st_mode):
                 os.remove(path)
