@@ -1,6 +1,7 @@
 """The images and the compose file of `deploy/docker`, as far as it goes without an engine."""
 
 import copy
+import os
 import re
 import shutil
 import subprocess
@@ -87,10 +88,13 @@ def health_check(admin: int) -> int:
     ]
     words = yaml.safe_load(command.partition(" CMD ")[2])
     assert words[0] == "python"
-    assert words[-1].count(":9152/") == 1
-    script = words[-1].replace(":9152/", f":{admin}/")
+    assert words[-1].count(" 9152,") == 1
+    script = words[-1].replace(" 9152,", f" {admin},")
     run = [sys.executable, *words[1:-1], script]
-    return subprocess.run(run, stderr=subprocess.DEVNULL, timeout=servers.PATIENCE).returncode
+    # As an engine sets it that has a proxy for what its containers fetch.
+    environ = os.environ | {"http_proxy": "http://127.0.0.1:1"}
+    done = subprocess.run(run, env=environ, stderr=subprocess.DEVNULL, timeout=servers.PATIENCE)
+    return done.returncode
 
 
 def test_the_health_check_says_whether_it_lives(started: list[Any]) -> None:

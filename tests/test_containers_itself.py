@@ -129,6 +129,27 @@ def test_the_tunnel_ends_in_order_and_the_app_comes_back_with_it(composed: Engin
     served(composed)
 
 
+def test_a_unix_socket_on_a_volume_serves_another_container(tree: Path) -> None:
+    (listen,) = re.findall(r"`(--listen unix:\S+)`", (tree / "docs/containers.md").read_text())
+    engine = Engine(tree)
+    volume = "--volume memtunnel-test:/run/memtunnel"
+    client = "import socket; c = socket.socket(socket.AF_UNIX); "
+    client += "c.connect('/run/memtunnel/memcached.sock'); c.sendall(b'version\\r\\n'); "
+    client += "print(c.recv(99))"
+    try:
+        made = f"docker run --detach --name memtunnel-test --read-only {volume} memtunnel:local"
+        engine.succeed(f"{made} --demo {listen}")
+        app = f"docker run --rm --user 1000 {volume} --entrypoint python memtunnel:local -c"
+
+        def served() -> bool:
+            return "VERSION" in engine.run(f'{app} "{client}"').stdout
+
+        servers.wait_until(served, "the app is served", PATIENCE)
+    finally:
+        engine.run("docker rm --force memtunnel-test")
+        engine.run("docker volume rm memtunnel-test")
+
+
 def test_grafana_has_the_dashboard(composed: Engine) -> None:
     if composed.run("docker compose pull grafana").returncode:
         servers.skip("the image of Grafana cannot be fetched")
