@@ -114,9 +114,15 @@ def test_the_service_can_do_little(analyze: Callable[..., Any]) -> None:
 def test_the_example_of_settings_is_one(tmp_path: Path) -> None:
     path = tmp_path / "memtunnel.toml"
     path.write_text(EXAMPLE)
-    config = load({"config": str(path)}, {})
-    assert config.credentials is None
-    assert [server.host for server in config.servers] == ["cache.example.com"]
+    # As it is, an add-on's variables hold.
+    environ = {
+        "MEMCACHIER_SERVERS": "mc1.example.com:11211",
+        "MEMCACHIER_USERNAME": "user",
+        "MEMCACHIER_PASSWORD": "secret",
+    }
+    config = load({"config": str(path)}, environ)
+    assert config.credentials is not None
+    assert [server.host for server in config.servers] == ["mc1.example.com"]
 
 
 def test_what_it_shows_as_a_comment_is_a_setting(tmp_path: Path, ca_file: Path) -> None:
@@ -161,7 +167,7 @@ class Service:
         (folder / "password").write_text(servers.PASSWORD + "\n")
         config = folder / "memtunnel.toml"
         config.write_text(
-            re.sub("(?m)^#(?=(username|password-file|ca-file|metrics) = )", "", EXAMPLE)
+            re.sub("(?m)^#(?=(server|username|password-file|ca-file|metrics) = )", "", EXAMPLE)
             .replace("cache.example.com:11211", f"127.0.0.1:{memcached.port}")
             .replace('"user"', f'"{servers.USERNAME}"')
             .replace(CREDENTIALS, str(folder))
