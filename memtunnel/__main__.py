@@ -1,5 +1,6 @@
 """The console script: ``memtunnel`` runs the tunnel in the foreground, or one of its tools."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -12,7 +13,19 @@ WORKER: Final = "worker"
 
 def main() -> None:
     """Run what the command line asks for; ends the process."""
-    arguments = sys.argv[1:]
+    try:
+        try:
+            _main(sys.argv[1:])
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has seen enough. What is left would be tried once more at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _main(arguments: list[str]) -> None:
     if arguments and arguments[0] in (*TOOLS, WORKER):
         sys.exit(tool(arguments[0])(arguments[1:]))
     from twisted.python import usage

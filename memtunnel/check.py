@@ -212,7 +212,7 @@ class Check:
                 return ["leave --verify chain out: the name is right"]
             return []
         if problem.lost is Lost.CERTIFICATE_CHAIN:
-            return ["memtunnel ca FILE, then --ca-file FILE, if this is a server of MemCachier's"]
+            return ["its root into the file of --ca-file; memtunnel ca FILE fetches MemCachier's"]
         if problem.lost is Lost.CERTIFICATE_DATE:
             return ["if this machine's clock is right, the provider has to renew the certificate"]
         pin = f"--tls-pin {host}=sha256/{base64.b64encode(key_digest(sight.chain[0])).decode()}"

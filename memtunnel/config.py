@@ -219,7 +219,9 @@ class _Reading:
             return self._read_file(path)
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             reason = getattr(error, "strerror", None) or "no such file"
-            self._mistake(place, f"expected a file that can be read: {reason}", name)
+            # The password itself may have been given in place of its file.
+            which = "" if name == "password-file" else f" {path!r}:"
+            self._mistake(place, f"expected a file that can be read:{which} {reason}", name)
             return None
 
     def _mistake(self, place: str, words: str, name: str | None = None) -> None:

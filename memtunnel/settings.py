@@ -162,7 +162,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             unset="port 11211 on 127.0.0.1, and on ::1 where the machine has it",
             sentence="Where clients connect: ADDRESS:PORT, unix:/path or a Twisted endpoint.",
             caution="Whoever can connect is the cache's user, so anything but loopback, a unix"
-            " socket or a socket of systemd's is refused without --allow-remote."),
+            " socket or a socket of systemd's is refused without --allow-remote. A unix socket is"
+            " for the tunnel's own user and group, or what its :mode=666 says."),
     Setting(name="server", parse=addresses.server, metavar="HOST[:PORT][=NAME]", repeatable=True,
             unset="those of MEMCACHIER_SERVERS, else of MEMCACHE_SERVERS",
             sentence="A server to dial, and its name in the continuum.",

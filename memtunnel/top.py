@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
 
             from memtunnel.picture import Picture
         except ModuleNotFoundError:
-            raise Trouble("it needs rich: pip install 'memtunnel[top]'") from None
+            raise Trouble("it needs rich: pip install rich") from None
         tunnel = Tunnel(place(metrics.description), token)
         document = tunnel.ask()
     except KeyboardInterrupt:

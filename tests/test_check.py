@@ -236,9 +236,9 @@ BAD: dict[str, tuple[Callable[[authority.Pair], authority.Pair], str, str]] = {
     "other authority": (
         lambda root: authority.issue(HOST, issuer=OTHER),
         "neither full nor chain would pass: the certificate (127.0.0.1) is not trusted: "
-        "its issuer was not sent and is not trusted; MemCachier's root is to be had at "
-        "https://www.memcachier.com/MemCachierRootCA.pem",
-        "memtunnel ca FILE, then --ca-file FILE",
+        "its issuer was not sent and is not trusted; --ca-file has to hold its root, and "
+        "MemCachier's is to be had by memtunnel ca FILE",
+        "its root into the file of --ca-file; memtunnel ca FILE",
     ),
     "self-signed": (
         lambda root: authority.issue(HOST),
@@ -522,7 +522,7 @@ def test_a_server_without_tls(run: Any, started: list[Any]) -> None:
     started.append(server)
     result = run(server)
     assert result.status == 1
-    assert "does not speak TLS on this port; --tls-port" in line(result.out, "TLS")
+    assert "does not speak TLS on this port: give the one that does" in line(result.out, "TLS")
 
 
 def test_a_name_that_is_not_found(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,15 @@ def one(flags: Flags | None = None, **environ: str) -> Config:
 # Defaults
 
 
+def test_each_setting_becomes_part_of_the_configuration() -> None:
+    # A login is one thing, which files may hold; and an add-on's servers have a port in common.
+    others = {"username", "password", "password-file", "config", "tls-port"}
+    renamed = {"server": "servers", "tls-name": "tls_names", "tls-pin": "tls_pins"}
+    names = {setting.name for setting in SETTINGS} - others
+    wanted = {renamed.get(name, name.replace("-", "_")) for name in names}
+    assert wanted == {field.name for field in fields(Config)} - {"credentials"}
+
+
 def test_defaults_are_those_of_the_documentation() -> None:
     config = read(environ=ADD_ON)
     credentials = config.credentials
@@ -495,18 +504,20 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
             },
             {},
         )
-    words = "expected a file that can be read: No such file or directory"
+    words = "expected a file that can be read:"
+    # What stands in place of a file of a password may be the password.
     assert set(caught.value.mistakes) == {
-        f"--config: {words}",
-        f"--ca-file: {words}",
-        f"--password-file: {words}",
+        f"--config: {words} {missing!r}: No such file or directory",
+        f"--ca-file: {words} {missing!r}: No such file or directory",
+        f"--password-file: {words} No such file or directory",
     }
 
 
 def test_a_name_that_no_file_can_have() -> None:
     with pytest.raises(ConfigError) as caught:
         load({"server": ["one"], "config": "\ud800"}, {})
-    assert caught.value.mistakes == ("--config: expected a file that can be read: no such file",)
+    words = r"--config: expected a file that can be read: '\ud800': no such file"
+    assert caught.value.mistakes == (words,)
 
 
 def test_files_are_read_from_the_disk(tmp_path: Path) -> None:

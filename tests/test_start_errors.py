@@ -212,3 +212,20 @@ def test_clients_get_the_file_descriptors_that_connections_to_servers_do_not_nee
 
 def test_several_mistakes_are_one_line_of_the_log_and_can_be_told_apart() -> None:
     assert in_words(ValueError("--a: 1\n--b:  2")) == "--a: 1; --b: 2"
+
+
+@pytest.mark.parametrize("words", ["--help", "--demo --check-config", "check --help", "--version"])
+def test_who_stops_reading_is_told_nothing_more(words: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "memtunnel", *words.split()],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=servers.PATIENCE,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -440,7 +440,7 @@ def test_without_rich_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert top.main(["--once"]) == 1
-    assert said(capsys) == "it needs rich: pip install 'memtunnel[top]'"
+    assert said(capsys) == "it needs rich: pip install rich"
 
 
 def test_the_admin_port_is_set_as_for_the_tunnel(

@@ -156,7 +156,7 @@ HINTS: Final[dict[Lost, str]] = {
     Lost.SETUP_TIMEOUT: "not warm within --connect-timeout",
     Lost.NOT_TLS: "it answered in clear text: another port, or over its connection limit",
     Lost.LOGIN_REFUSED: "it does not take this user name and password",
-    Lost.LOGIN_LOST: "it wants a login",
+    Lost.LOGIN_LOST: "it wants a login: --username, and a password",
 }
 
 #: Of a server that answers to a login as if there were no such command.

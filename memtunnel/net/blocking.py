@@ -179,5 +179,5 @@ def _trouble(error: OSError | SSL.Error, deadline: Deadline) -> Trouble:
     if isinstance(error, ConnectionRefusedError):
         return Trouble("refused: nothing listens there")
     if is_clear_text(error):
-        return Trouble("the server does not speak TLS on this port; --tls-port says which does")
+        return Trouble("the server does not speak TLS on this port: give the one that does")
     return Trouble(words_of(error))

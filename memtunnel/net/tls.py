@@ -202,8 +202,8 @@ def chain_problem(code: int, depth: int, certificate: x509.Certificate) -> Untru
     why = _CHAIN.get(code, f"verification error {code}")
     return Untrusted(
         Lost.CERTIFICATE_CHAIN,
-        f"{bears} is not trusted: {why}; MemCachier's root is to be had at "
-        "https://www.memcachier.com/MemCachierRootCA.pem, for --ca-file",
+        f"{bears} is not trusted: {why}; --ca-file has to hold its root, and MemCachier's is to be "
+        "had by memtunnel ca FILE",
     )
 
 
