@@ -267,7 +267,12 @@ class Check:
     def _measure(self, channel: Channel, warm: Deadline) -> None:
         """Up to the first NOOP, what the tunnel asks before a connection is warm."""
         self._phase = "version"
-        answer = channel.ask(warm, Opcode.VERSION)
+        try:
+            answer = channel.ask(warm, Opcode.VERSION)
+        except Trouble as trouble:
+            if str(trouble) != warm.missed or self._config.credentials is not None:
+                raise
+            raise Trouble(f"{trouble}. A server that speaks only text answers nothing") from None
         told = answer.status == Status.OK
         self._say("version", answer.value.decode(errors="replace") if told else _status(answer))
         self._phase = "NOOP"

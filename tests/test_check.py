@@ -525,6 +525,18 @@ def test_a_server_without_tls(run: Any, started: list[Any]) -> None:
     assert "does not speak TLS on this port: give the one that does" in line(result.out, "TLS")
 
 
+def test_a_server_that_speaks_only_text(
+    run: Any, make_memcached: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.delenv(f"MEMTUNNEL_{name}")
+    memcached = make_memcached(sasl=False)
+    memcached.stop()
+    result = run(memcached.start("-B", "ascii"), flags=("--connect-timeout=0.5",))
+    assert result.status == 1
+    assert "A server that speaks only text answers nothing" in line(result.out, "version")
+
+
 def test_a_name_that_is_not_found(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
