@@ -129,6 +129,19 @@ def test_the_tunnel_ends_in_order_and_the_app_comes_back_with_it(composed: Engin
     served(composed)
 
 
+def test_a_container_has_the_tunnel_in_the_network_of_another(tree: Path) -> None:
+    block = pages.block("containers.md", "sh", "--network container:")
+    begin, look, end = re.sub(
+        r"\b(name |container:|force )memtunnel\b", r"\1memtunnel-test", block
+    ).splitlines()
+    engine = Engine(tree)
+    try:
+        engine.succeed(begin)
+        servers.wait_until(lambda: "  ready  " in engine.run(look).stdout, "it is ready", PATIENCE)
+    finally:
+        engine.succeed(end)
+
+
 def test_a_unix_socket_on_a_volume_serves_another_container(tree: Path) -> None:
     (listen,) = re.findall(r"`(--listen unix:\S+)`", (tree / "docs/containers.md").read_text())
     engine = Engine(tree)

@@ -124,7 +124,7 @@ def starts(*command: str | Path, folder: Path) -> None:
     tunnel = servers.Tunnel()
     ports = (f"--listen=127.0.0.1:{tunnel.port}", f"--metrics=127.0.0.1:{tunnel.admin}")
     tunnel.command = [*map(str, command), "--demo", *ports]
-    del tunnel.environ["VIRTUAL_ENV"]
+    tunnel.environ.pop("VIRTUAL_ENV", None)
     tunnel.environ.pop("PYTHONPATH", None)
     tunnel.folder = folder
     with servers.closing_all([tunnel]):
