@@ -28,7 +28,6 @@ PAGES_NOT_RUN = {
     "docs/containers.md": "needs an engine for containers; test_containers_itself.py",
     "docs/heroku.md": "needs Heroku",
     "docs/kubernetes.md": "needs a cluster",
-    "docs/other-servers.md": "needs servers of other providers",
     "docs/releasing.md": "makes a release; test_packaging.py has its parts",
     "docs/systemd.md": "needs root and systemd; test_systemd_itself.py",
 }
@@ -41,14 +40,21 @@ LINES_NOT_RUN = {
     "MEMTUNNEL_COMPILE=1 pip install .": "takes a minute; `make test-compiled` has it",
     "memtunnel ca MemCachierRootCA.pem": "asks MemCachier; test_ca.py has a server of its own",
     "memtunnel top": "needs a terminal; test_top.py has one",
+    "aws elasticache describe-cache-clusters --cache-cluster-id mycache --show-cache-node-info": (
+        "needs ElastiCache"
+    ),
+    "memcached -u memcache -Z -o "
+    "ssl_chain_cert=/etc/memcached/cert.pem,ssl_key=/etc/memcached/key.pem": (
+        "serves until it is stopped; test_public_ca.py has such servers"
+    ),
     "make run": "installs, and serves until it is stopped; test_demo.py has what it runs",
 }
 #: What starts a tunnel and stays.
-SERVES = re.compile(r"(?m)^((?:\w+=\S+ )*memtunnel(?: --.*)?)$")
+SERVES = re.compile(r"(?m)^((?:\w+=\S+ )*memtunnel(?: --.*| \\\n(?:.*\\\n)*.*)?)$")
 #: Flags of other programs, and of the project's own tools.
 FOREIGN = {"--nodaemon", "--pidfile", "--retry", "--retry-connrefused", "--retry-delay"}
 FOREIGN |= {"--contenders", "--from", "--help", "--once", "--quick", "--rounds", "--shapes"}
-FOREIGN |= {"--version", "--minutes", "--only", "--workers"}
+FOREIGN |= {"--version", "--minutes", "--only", "--read-only", "--workers"}
 
 BLOCKS = [block for page in pages.PAGES for block in pages.blocks(page)]
 NAMES = [str(page.relative_to(ROOT)) for page in pages.PAGES]
@@ -85,7 +91,7 @@ class Place:
 
     def run(self, text: str) -> subprocess.CompletedProcess[str]:
         environ = self._own if "--server" in text else self._addon
-        if "--demo" in text:
+        if "--demo" in text or ("--server" in text and "--username" not in text):
             environ = self._none
         for port, there in self.ports.items():
             text = re.sub(rf"(?<=[:. ]){port}\b", str(there), text)
