@@ -61,20 +61,25 @@ def _seconds(text: str) -> float:
 
 def start(options: list[str], wait: float = WAIT) -> int:
     """Start it with these options; 0 if it is ready in time."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    interrupted, interrupt = socket.socketpair()
+    with listener, interrupted, interrupt:
         # Its name is the kernel's choice, and in no folder. Whoever finds it may write to it, so
         # each sender is looked at.
         listener.bind("")
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         name = listener.getsockname().decode().replace("\0", "@", 1)
-        tunnel = _spawn(options, name)
+        # An exception might come where the tunnel has begun and is not known yet.
+        interrupt.setblocking(False)
+        signal.set_wakeup_fd(interrupt.fileno())
+        signal.signal(signal.SIGINT, lambda *_: None)
         try:
-            return _wait(tunnel, listener, time.monotonic() + wait)
-        except KeyboardInterrupt:
-            tunnel.terminate()
-            return 128 + signal.SIGINT
+            tunnel = _spawn(options, name)
+            return _wait(tunnel, listener, interrupted, time.monotonic() + wait)
         except OSError as problem:
             return _complain(f"cannot wait for the tunnel: {problem.strerror}")
+        finally:
+            signal.set_wakeup_fd(-1)
 
 
 def _spawn(options: list[str], name: str) -> "subprocess.Popen[bytes]":
@@ -91,12 +96,20 @@ def _spawn(options: list[str], name: str) -> "subprocess.Popen[bytes]":
     )
 
 
-def _wait(tunnel: "subprocess.Popen[bytes]", listener: socket.socket, until: float) -> int:
+def _wait(
+    tunnel: "subprocess.Popen[bytes]",
+    listener: socket.socket,
+    interrupted: socket.socket,
+    until: float,
+) -> int:
     ended = os.pidfd_open(tunnel.pid)
-    watched: list[Any] = [listener, ended]
+    watched: list[Any] = [listener, ended, interrupted]
     try:
         while (left := until - time.monotonic()) > 0:
             heard = select.select(watched, [], [], left)[0]
+            if interrupted in heard:
+                tunnel.terminate()
+                return 128 + signal.SIGINT
             # Its last word may have come with its end.
             if listener in heard and READY in _said(listener, tunnel.pid):
                 return 0
