@@ -300,7 +300,7 @@ BAD = {
     "another authority": Case(
         lambda root: [issue(NAME, issuer=authority.authority("another"))],
         CHAIN_WRONG,
-        (NAME, "MemCachierRootCA.pem"),
+        (NAME, "memtunnel ca FILE"),
     ),
     "another authority, sent": Case(
         lambda root: [issue(NAME, issuer=(other := authority.authority("another"))), other],
