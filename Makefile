@@ -22,7 +22,7 @@ FRAMEWORKS := ruby-actionpack ruby-connection-pool php-illuminate-cache php-illu
 	php-illuminate-config default-jdk-headless libspymemcached-java libspring-context-java
 
 # Tests that take a minute of the processor, in memory, without a clock but their own.
-PURE := tests/test_session_machine.py tests/test_text_session_machine.py tests/test_simulation.py \
+PURE := tests/test_text_session_machine.py tests/test_session_machine.py tests/test_simulation.py \
 	tests/test_seeded_bugs.py
 # Tests of what surrounds the tunnel, which take long to set up: `make test-around`.
 AROUND := $(filter-out tests/test_frameworks_keys.py,$(wildcard tests/test_frameworks*.py)) \
@@ -61,7 +61,8 @@ test: .venv/test system
 # Two at a time, the longest first.
 test-all: system
 	$(MAKE) --jobs=2 --output-sync lint compiled
-	$(MAKE) --jobs=2 --output-sync rest compiled/rest aside $(PURE) $(PURE_ON_COMPILED)
+	$(MAKE) --jobs=2 --output-sync \
+		rest compiled/rest $(firstword $(PURE)) aside $(PURE) $(PURE_ON_COMPILED)
 
 rest: .venv/test
 	$(BIN)/pytest $(patsubst %,--ignore=%,$(PURE) $(ASIDE) $(AROUND))
