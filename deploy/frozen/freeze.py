@@ -65,7 +65,10 @@ def freeze(scratch: Path, package: Path | None) -> Path:
         PYTHONPATH=str(package.resolve()),
         PYTHONHASHSEED="0",  # or else the order of what is in it would be another one each time
     )
-    return scratch / "memtunnel"
+    tree = scratch / "memtunnel"
+    for record in tree.rglob("*.dist-info/RECORD"):
+        record.unlink()  # it has hashes of scripts, and these the name of `scratch`
+    return tree
 
 
 def pack(tree: Path, tarball: Path) -> None:
