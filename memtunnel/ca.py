@@ -16,7 +16,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPException, HTTPMessage, InvalidURL
 from pathlib import Path
 from typing import IO, Final, NoReturn
 
@@ -134,12 +134,12 @@ def _is_https(url: str) -> bool:
 
 def _shown(url: str) -> str:
     """The URL without what may be a secret in it."""
-    return re.sub(r"//[^/]*@", "//", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
+    return re.sub(r"[?#].*", "", re.sub(r"//.*@", "//", url, flags=re.DOTALL), flags=re.DOTALL)
 
 
 @contextlib.contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError then, whatever is waited for. For the main thread."""
+    """Raise TimeoutError then, whatever is waited for but a name. For the main thread."""
 
     def late(*_: object) -> NoReturn:
         raise TimeoutError
@@ -158,13 +158,13 @@ def fetch(url: str, context: ssl.SSLContext | None = None) -> bytes:
     shown = _shown(url)
     if not _is_https(url):
         raise CannotFetch(f"expected a URL that begins with https://, not {shown}")
-    if shown != re.sub(r"[?#].*", "", url, flags=re.DOTALL):
+    if "@" in re.split("[/?#]", url, maxsplit=3)[2]:
         raise CannotFetch(f"expected a URL without a login: {shown}")
     opener = urllib.request.build_opener(
         urllib.request.HTTPSHandler(context=context or ssl.create_default_context()), _OnlyHTTPS
     )
     try:
-        with _within(TIMEOUT), opener.open(url) as answer:
+        with _within(TIMEOUT), opener.open(url, timeout=TIMEOUT) as answer:
             data: bytes = answer.read(LIMIT + 1)
             if len(data) > LIMIT:
                 raise CannotFetch(f"more than {LIMIT} bytes at {shown}: no root certificate")
@@ -184,6 +184,8 @@ def _in_words(error: Exception) -> str:
         return _in_words(reason) if isinstance(reason, Exception) else str(reason)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, (ValueError, InvalidURL)):
+        return "that is no URL"  # whose parts may be secret
     if isinstance(error, TimeoutError):
         return f"no answer within {TIMEOUT:g} s"
     return words_of(error)

@@ -46,7 +46,12 @@ def main(arguments: list[str]) -> int:
         help="how long to wait for it (default: %(default)g)",
     )
     options, others = parser.parse_known_args(arguments)
-    return start(others, options.wait)
+    status = start(others, options.wait)
+    if status == 128 + signal.SIGINT:
+        # By the signal itself: a shell that sees a status goes on with the app.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    return status
 
 
 def _seconds(text: str) -> float:
@@ -72,7 +77,8 @@ def start(options: list[str], wait: float = WAIT) -> int:
         # An exception might come where the tunnel has begun and is not known yet.
         interrupt.setblocking(False)
         signal.set_wakeup_fd(interrupt.fileno())
-        signal.signal(signal.SIGINT, lambda *_: None)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, lambda *_: None)
         try:
             tunnel = _spawn(options, name)
             return _wait(tunnel, listener, interrupted, time.monotonic() + wait)
@@ -130,5 +136,6 @@ def _said(listener: socket.socket, pid: int) -> list[str]:
 
 
 def _complain(words: str) -> int:
-    print(f"memtunnel start: {words}", file=sys.stderr)
+    if sys.stderr is not None:  # print() would take standard output
+        print(f"memtunnel start: {words}", file=sys.stderr)
     return 1

@@ -364,11 +364,13 @@ def test_what_cannot_be_fails_the_build_in_words(
         {"MEMTUNNEL_TLS_NAME": "cache.example.com=other.example.com"},
         {"MEMTUNNEL_DEMO": "off"},
         {"MEMTUNNEL_CONFIG": "memtunnel.toml"},
+        {"MEMTUNNEL_CONFIG": "names.toml"},
     ],
-    ids=["TLS name", "no demo", "file"],
+    ids=["TLS name", "no demo", "file", "TLS name in a file"],
 )
 def test_servers_may_come_later(variables: dict[str, str], app: App) -> None:
     (app.build / "memtunnel.toml").write_text("pool-size = 3\n")
+    (app.build / "names.toml").write_text('tls-name = ["cache.example.com=other.example.com"]\n')
     app.set(**variables)
     assert "No servers are configured yet" in app.compile()
 

@@ -318,6 +318,7 @@ def test_an_answer_that_only_trickles_ends_too(
                 one.sendall(goes_on)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(servers.PATIENCE)
         server = threading.Thread(target=trickle, args=(listener,))
         server.start()
         words = refuse(url=f"https://127.0.0.1:{listener.getsockname()[1]}/ca.pem")
@@ -332,6 +333,8 @@ def test_what_may_be_secret_in_a_url_is_not_told(refuse: Refuse, site: Site) -> 
         f"{site.url}/moved",
         "http://user:canary@127.0.0.1/ca.pem",
         f"https://127.0.0.1:{servers.free_port()}/?token=canary",
+        "https://user:canary?@127.0.0.1:1/ca.pem",
+        "https://user:canary/@127.0.0.1:1/ca.pem",
     ):
         assert "canary" not in refuse(url=url)
     words = refuse(url=f"{site.url.replace('//', '//user:canary@')}/ca.pem")

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_twisted
 import servers
+from twisted.internet.endpoints import UNIXServerEndpoint
+from twisted.internet.protocol import Factory
+
+from memtunnel.net.transports import SendAtOnceReactor
 
 Start = Callable[[], servers.Tunnel]
 
@@ -38,11 +43,8 @@ def is_served(path: Path) -> bool:
         return client.recv(100) == b"END\r\n"
 
 
-@pytest.mark.parametrize("removed", [False, True], ids=["both", "only its lock"])
 @pytest.mark.parametrize("number", ["its own", "one that runs"])
-def test_one_that_was_killed_is_followed_by_another(
-    start: Start, path: Path, number: str, removed: bool
-) -> None:
+def test_one_that_was_killed_is_followed_by_another(start: Start, path: Path, number: str) -> None:
     tunnel = start()
     assert is_served(path)
     tunnel.signal(signal.SIGKILL)
@@ -53,8 +55,6 @@ def test_one_that_was_killed_is_followed_by_another(
         # As in a container, where each has the number of the one before.
         lock.unlink()
         lock.symlink_to(str(os.getpid()))
-    if removed:
-        path.unlink()
     tunnel = start()
     assert is_served(path)
     tunnel.stop()
@@ -78,3 +78,22 @@ def test_what_is_no_socket_is_left_alone(start: Start, path: Path) -> None:
     path.write_text("precious")
     assert f"cannot listen on unix:{path}" in fails(start)
     assert path.read_text() == "precious"
+
+
+def test_a_lock_whose_socket_is_gone_is_left_to_whom_it_names(start: Start, path: Path) -> None:
+    start()
+    path.unlink()
+    assert f"cannot listen on unix:{path}" in fails(start)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_lock_with_ones_own_number_was_anothers(path: Path) -> None:
+    lock = path.with_name(path.name + ".lock")
+    lock.symlink_to(str(os.getpid()))  # as in a container
+    from twisted.internet import reactor
+
+    listening = UNIXServerEndpoint(SendAtOnceReactor(reactor), str(path), wantPID=True)
+    port: Any = await listening.listen(Factory())
+    assert path.exists()
+    await port.stopListening()
+    assert not lock.is_symlink()

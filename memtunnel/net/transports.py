@@ -180,17 +180,19 @@ class Connector(tcp.Connector):
 
 
 def _clear(path: str) -> None:
-    """Remove a unix socket whose maker was killed, with its lock; or a lock without its socket.
+    """Remove a unix socket whose maker was killed, with its lock; or our lock without a socket.
 
     Twisted goes by the number of the process in the lock. In a container the next one has the same
     number, so that the dead would seem to live for ever: here the kernel is asked who listens.
+    Without a socket a lock with our number was made by another that had it.
     """
     with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
         except FileNotFoundError:
-            os.remove(f"{path}.lock")
+            if os.readlink(f"{path}.lock") == str(os.getpid()):
+                os.remove(f"{path}.lock")
         except ConnectionRefusedError:
             if stat.S_ISSOCK(os.stat(path).st_mode):
                 os.remove(path)
