@@ -61,8 +61,7 @@ test: .venv/test system
 # Two at a time, the longest first.
 test-all: system
 	$(MAKE) --jobs=2 --output-sync lint compiled
-	$(MAKE) --jobs=2 --output-sync \
-		rest compiled/rest $(firstword $(PURE)) aside $(PURE) $(PURE_ON_COMPILED)
+	$(MAKE) --jobs=2 --output-sync rest compiled/rest aside $(PURE) $(PURE_ON_COMPILED)
 
 rest: .venv/test
 	$(BIN)/pytest $(patsubst %,--ignore=%,$(PURE) $(ASIDE) $(AROUND))

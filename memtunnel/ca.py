@@ -134,7 +134,7 @@ def _is_https(url: str) -> bool:
 
 def _shown(url: str) -> str:
     """The URL without what may be a secret in it."""
-    return re.sub(r"[?#].*", "", re.sub(r"//.*@", "//", url, flags=re.DOTALL), flags=re.DOTALL)
+    return re.sub("(?s)[?#].*", "", re.sub("(?s)//.*@", "//", url))
 
 
 @contextlib.contextmanager

@@ -21,11 +21,11 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 from memtunnel.addresses import PLAIN_PORT, Endpoint, ServerConfig, endpoint, host_port
-from memtunnel.settings import SETTINGS, Setting, Source, reference
+from memtunnel.settings import SETTINGS, Setting, Source
 from memtunnel.wire.sasl import Credentials, Secret
 
 __all__ = ["SETTINGS", "Config", "ConfigError", "ServerConfig", "Setting", "Source", "describe",
-           "has_ipv6_loopback", "load", "reference"]  # fmt: skip
+           "has_ipv6_loopback", "load"]  # fmt: skip
 
 
 class ConfigError(Exception):

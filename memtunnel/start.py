@@ -46,12 +46,7 @@ def main(arguments: list[str]) -> int:
         help="how long to wait for it (default: %(default)g)",
     )
     options, others = parser.parse_known_args(arguments)
-    status = start(others, options.wait)
-    if status == 128 + signal.SIGINT:
-        # By the signal itself: a shell that sees a status goes on with the app.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGINT)
-    return status
+    return start(others, options.wait)
 
 
 def _seconds(text: str) -> float:
@@ -115,7 +110,9 @@ def _wait(
             heard = select.select(watched, [], [], left)[0]
             if interrupted in heard:
                 tunnel.terminate()
-                return 128 + signal.SIGINT
+                # By the signal itself: a shell that sees a status goes on with the app.
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGINT)
             # Its last word may have come with its end.
             if listener in heard and READY in _said(listener, tunnel.pid):
                 return 0

@@ -23,8 +23,8 @@ from memtunnel.config import (
     describe,
     has_ipv6_loopback,
     load,
-    reference,
 )
+from memtunnel.settings import reference
 
 CANARY = "canary-5ecret"
 PEM = b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"

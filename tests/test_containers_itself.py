@@ -54,18 +54,17 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     servers.need("docker")
     if subprocess.run(["docker", "compose", "ls"], capture_output=True).returncode:
         servers.skip("there is no container engine, or no docker compose")
-    return Path(
-        shutil.copytree(pages.ROOT, tmp_path_factory.mktemp("tree") / "house", ignore=LEFT_OUT)
-    )
+    folder = tmp_path_factory.mktemp("engine") / "house"
+    shutil.copytree(pages.ROOT, folder, ignore=LEFT_OUT)
+    return Engine(folder)
 
 
-def test_the_image_is_made_and_is_the_program(tree: Path) -> None:
+def test_the_image_is_made_and_is_the_program(engine: Engine) -> None:
     build, about, check = pages.block("containers.md", "sh", "docker build").splitlines()
-    engine = Engine(tree)
     engine.succeed(build)
     assert engine.succeed(about).startswith("memtunnel [options]\n")
     done = engine.run(check)
@@ -78,17 +77,17 @@ def test_the_image_is_made_and_is_the_program(tree: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def composed(tree: Path) -> Iterator[Engine]:
+def composed(engine: Engine) -> Iterator[Engine]:
     enter, *commands = pages.block("containers.md", "sh", "docker compose").splitlines()
-    folder = tree / enter.removeprefix("cd ")
+    folder = engine.folder / enter.removeprefix("cd ")
     # Grafana is by itself: its image is large, and comes from one place only.
     up = "docker compose up --build --detach"
     assert up in commands
     commands[commands.index(up)] = f"{up} cache app prometheus"
-    with servers.closing_all([Engine(folder)]) as (engine,):
+    with servers.closing_all([Engine(folder)]) as (composed,):
         for command in commands:
-            engine.succeed(command)
-        yield engine
+            composed.succeed(command)
+        yield composed
 
 
 def served(engine: Engine) -> None:
@@ -129,12 +128,11 @@ def test_the_tunnel_ends_in_order_and_the_app_comes_back_with_it(composed: Engin
     served(composed)
 
 
-def test_a_container_has_the_tunnel_in_the_network_of_another(tree: Path) -> None:
+def test_a_container_has_the_tunnel_in_the_network_of_another(engine: Engine) -> None:
     block = pages.block("containers.md", "sh", "--network container:")
     begin, look, end = re.sub(
         r"\b(name |container:|force )memtunnel\b", r"\1memtunnel-test", block
     ).splitlines()
-    engine = Engine(tree)
     try:
         engine.succeed(begin)
         servers.wait_until(lambda: "  ready  " in engine.run(look).stdout, "it is ready", PATIENCE)
@@ -142,9 +140,10 @@ def test_a_container_has_the_tunnel_in_the_network_of_another(tree: Path) -> Non
         engine.succeed(end)
 
 
-def test_a_unix_socket_on_a_volume_serves_another_container(tree: Path) -> None:
-    (listen,) = re.findall(r"`(--listen unix:\S+)`", (tree / "docs/containers.md").read_text())
-    engine = Engine(tree)
+def test_a_unix_socket_on_a_volume_serves_another_container(engine: Engine) -> None:
+    (listen,) = re.findall(
+        r"`(--listen unix:\S+)`", (engine.folder / "docs/containers.md").read_text()
+    )
     volume = "--volume memtunnel-test:/run/memtunnel"
     client = "import socket; c = socket.socket(socket.AF_UNIX); "
     client += "c.connect('/run/memtunnel/memcached.sock'); c.sendall(b'version\\r\\n'); "

@@ -90,8 +90,10 @@ class Place:
         self.ports |= {"9152": tunnel.admin, "9153": tunnel.admin}
 
     def run(self, text: str) -> subprocess.CompletedProcess[str]:
-        environ = self._own if "--server" in text else self._addon
-        if "--demo" in text or ("--server" in text and "--username" not in text):
+        environ = self._addon
+        if "--username" in text:
+            environ = self._own
+        elif "--server" in text or "--demo" in text:
             environ = self._none
         for port, there in self.ports.items():
             text = re.sub(rf"(?<=[:. ]){port}\b", str(there), text)

@@ -225,11 +225,13 @@ def test_without_a_command_it_says_what_it_wants(wrapper: str, arguments: list[s
 
 # memtunnel start
 
+BEGIN = (sys.executable, "-P", "-m", "memtunnel", "start")
+
 
 def begin(*words: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     keep = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     return subprocess.run(
-        [sys.executable, "-P", "-m", "memtunnel", "start", *words],
+        [*BEGIN, *words],
         env={**keep, **environ},
         capture_output=True,
         text=True,
@@ -238,63 +240,36 @@ def begin(*words: str, **environ: str) -> "subprocess.CompletedProcess[str]":
 
 
 class Waiting:
-    """`memtunnel start` of a tunnel whose server is away."""
+    """A command that waits for a tunnel whose server is away, in a process group of its own."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *command: str) -> None:
         self.tunnel = servers.Tunnel()
-        self._log = folder / "log"
-        ports = [
-            f"--listen=127.0.0.1:{self.tunnel.port}",
-            f"--metrics=127.0.0.1:{self.tunnel.admin}",
-        ]
-        away = [f"--server=127.0.0.1:{servers.free_port()}", "--connect-timeout=60"]
-        # Whatever runs in the background may have been told to ignore SIGINT.
-        begin = ["env", "--default-signal=INT", sys.executable, "-P", "-m", "memtunnel", "start"]
-        # The tunnel keeps its standard error, and so that is a file.
-        with self._log.open("w") as file:
-            self.process = subprocess.Popen(
-                [*begin, *ports, *away, *words],
-                stdout=file,
-                stderr=file,
-            )
-        servers.wait_until(lambda: servers.connects(self.tunnel.admin), "there is a tunnel")
-        self.pid: int = self.tunnel.state()["pid"]
-
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def stop(self) -> None:
-        if servers.runs(self.pid):
-            os.kill(self.pid, signal.SIGKILL)
-        self.process.wait(servers.PATIENCE)
-
-
-class Interrupted:
-    """`with_memtunnel`, run by this shell, while it waits for a tunnel whose server is away."""
-
-    def __init__(self, shell: str, folder: Path) -> None:
-        self.tunnel = servers.Tunnel()
-        self.printed = folder / "printed"
-        environ = {
-            "PATH": f"{PROGRAMS}:/usr/bin:/bin",
-            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
+        self.printed, self.log = folder / "printed", folder / "log"
+        environ = self.tunnel.environ | {
             "MEMTUNNEL_LISTEN": f"127.0.0.1:{self.tunnel.port}",
             "MEMTUNNEL_METRICS": f"127.0.0.1:{self.tunnel.admin}",
             "MEMTUNNEL_SERVER": f"127.0.0.1:{servers.free_port()}",
             "MEMTUNNEL_CONNECT_TIMEOUT": "60",
         }
-        command = ["env", "--default-signal=INT", servers.need(shell)]
-        with self.printed.open("w") as file, (folder / "log").open("w") as log:
+        # The tunnel keeps its standard error, and so that is a file.
+        with self.printed.open("w") as printed, self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, PROGRAMS / "with_memtunnel", "echo", "here"],
+                # Whatever runs in the background may have been told to ignore SIGINT.
+                ["env", "--default-signal=INT", *command],
                 env=environ,
-                stdout=file,
+                stdout=printed,
                 stderr=log,
                 start_new_session=True,
             )
         servers.wait_until(lambda: servers.connects(self.tunnel.admin), "there is a tunnel")
+        self.pid: int = self.tunnel.state()["pid"]
+
+    def ended(self) -> None:
+        servers.wait_until(lambda: not servers.runs(self.pid), "the tunnel ends")
 
     def stop(self) -> None:
+        if servers.runs(self.pid):
+            os.kill(self.pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait(servers.PATIENCE)
 
@@ -302,7 +277,7 @@ class Interrupted:
 def test_one_that_is_not_ready_in_time_goes_on(tmp_path: Path, started: list[Any]) -> None:
     with subprocess.Popen(["sleep", "60"]) as app:
         try:
-            waiting = Waiting(tmp_path, "--wait=3", f"--exit-with-pid={app.pid}")
+            waiting = Waiting(tmp_path, *BEGIN, "--wait=3", f"--exit-with-pid={app.pid}")
             started.append(waiting)
             # That somebody else says so is not enough.
             environ = Path(f"/proc/{waiting.pid}/environ").read_bytes().split(b"\0")
@@ -313,20 +288,23 @@ def test_one_that_is_not_ready_in_time_goes_on(tmp_path: Path, started: list[Any
             ):
                 stranger.sendto(b"READY=1", name.replace(b"@", b"\0", 1))
             assert waiting.process.wait(servers.PATIENCE) == 1
-            assert "memtunnel start: the tunnel is not ready yet; it goes on" in waiting.log()
+            assert (
+                "memtunnel start: the tunnel is not ready yet; it goes on"
+                in waiting.log.read_text()
+            )
             assert waiting.tunnel.get("/readyz")[0] == 503
         finally:
             app.kill()
-    servers.wait_until(lambda: not servers.runs(waiting.pid), "it ends")
+    waiting.ended()
 
 
 def test_who_stops_waiting_ends_the_tunnel(tmp_path: Path, started: list[Any]) -> None:
-    waiting = Waiting(tmp_path)
+    waiting = Waiting(tmp_path, *BEGIN)
     started.append(waiting)
     waiting.process.send_signal(signal.SIGINT)
     assert waiting.process.wait(servers.PATIENCE) == -signal.SIGINT
-    servers.wait_until(lambda: not servers.runs(waiting.pid), "it ends")
-    assert "Traceback" not in waiting.log()
+    waiting.ended()
+    assert "Traceback" not in waiting.log.read_text()
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash"])
@@ -334,12 +312,13 @@ def test_ctrl_c_while_it_waits_does_not_begin_the_app(
     shell: str, tmp_path: Path, started: list[Any]
 ) -> None:
     """Terminals tell all that is in the foreground. Some shells go on after a status."""
-    app = Interrupted(shell, tmp_path)
-    started.append(app)
-    os.killpg(app.process.pid, signal.SIGINT)
-    app.process.wait(servers.PATIENCE)
-    servers.wait_until(lambda: not servers.connects(app.tunnel.admin), "the tunnel ends")
-    assert app.printed.read_text() == ""
+    wrapper = str(PROGRAMS / "with_memtunnel")
+    waiting = Waiting(tmp_path, servers.need(shell), wrapper, "echo", "here")
+    started.append(waiting)
+    os.killpg(waiting.process.pid, signal.SIGINT)
+    waiting.process.wait(servers.PATIENCE)
+    waiting.ended()
+    assert waiting.printed.read_text() == ""
 
 
 def test_word_of_readiness_is_for_nobody_else(tmp_path: Path) -> None:
